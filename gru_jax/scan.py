@@ -1,0 +1,43 @@
+"""One layer, one direction, over time: `jax.lax.scan` of one step."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Inputs = TypeVar("Inputs")
+
+
+def scan_time(
+    step: Callable[[jax.Array, Inputs], jax.Array],
+    h_0: jax.Array,
+    inputs: Inputs,
+    mask: jax.Array | None,
+    *,
+    unroll: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Scans `step` over the first axis of every array in `inputs`.
+
+    Args:
+      step: (h [..., H], the inputs at t) -> h [..., H].
+      h_0: [..., H], the state before the first step.
+      inputs: a pytree of [L, ...].
+      mask: [L, ..., 1], False where a sequence has ended; None where all have L steps. There the state is held, so a
+        flipped input with a flipped mask begins at each sequence's own end, and the last state of the scan is each
+        sequence's own last state: no gather, no history of carries.
+      unroll: steps in one iteration of the compiled loop.
+
+    Returns:
+      states: [L, ..., H], the state after each step.
+      h_n: [..., H], the last one, or h_0 where L is 0.
+    """
+
+    def body(h: jax.Array, at_t: tuple[Inputs, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        inputs_t, present = at_t
+        new_h = step(h, inputs_t)
+        new_h = new_h if present is None else jnp.where(present, new_h, h)
+        return new_h, new_h
+
+    h_n, states = jax.lax.scan(body, h_0, (inputs, mask), unroll=unroll)
+    return states, h_n

@@ -1,0 +1,233 @@
+"""Layers and directions: `gru` over a whole sequence, `stacked_step` over one time step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
+
+from gru_jax import _shapes
+from gru_jax.cell import step
+from gru_jax.gradients import Remat, check_remat, scan_layer
+from gru_jax.params import CellParams, GRUParams, cell_names, check_params
+from gru_jax.sequences import PackedSequence, length_mask, pad_packed_sequence, repack
+
+Sequence = TypeVar("Sequence", jax.Array, PackedSequence)
+Scan = Callable[[CellParams, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
+
+
+def gru(
+    params: GRUParams,
+    x: Sequence,
+    h_0: jax.Array | None = None,
+    *,
+    seq_lengths: ArrayLike | None = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    reset_after: bool = True,
+    precision: PrecisionLike = None,
+    remat: Remat = None,
+    unroll: int = 1,
+) -> tuple[Sequence, jax.Array]:
+    """A stack of GRU layers over a sequence: `torch.nn.GRU`.
+
+        r_t = sigmoid(W_ir x_t + b_ir + W_hr h_(t-1) + b_hr)
+        z_t = sigmoid(W_iz x_t + b_iz + W_hz h_(t-1) + b_hz)
+        n_t = tanh(W_in x_t + b_in + r_t * (W_hn h_(t-1) + b_hn))
+        h_t = (1 - z_t) * n_t + z_t * h_(t-1)
+
+    x_t of a layer above the first is the output of the layer below, its two directions side by side. The number of
+    layers and directions is read off `params`. Arrays of different dtypes are promoted to one, as everywhere in JAX.
+
+    Args:
+      params: GRUParams, as from `init_params` or `from_torch`.
+      x: [L, N, I], or [N, L, I] with `batch_first`, or one unbatched sequence [L, I], or a PackedSequence.
+      h_0: [num_layers*D, N, H] ([num_layers*D, H] unbatched), whatever `batch_first` says; zeros by default.
+      seq_lengths: [N] integers within 0..L, traced or not; by default every sequence has L steps. Padding gives zeros
+        in output, and no influence on anything else. Traced lengths can't be checked: one beyond L counts as L.
+      batch_first: whether the batch axis of x and output comes first.
+      dropout: probability of a zero, elementwise, in what each layer but the last hands up; the rest is scaled by
+        1 / (1 - dropout). h_n is taken before it.
+      dropout_key: a JAX random key; required where dropout > 0.
+      reset_after: False for the original paper's new gate, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
+      precision: of every matmul, as in `jax.lax.dot`. On a GPU or TPU only "highest" computes float32 as PyTorch does.
+      remat: what the gradient computes again instead of storing it. None: nothing. True: each step's gates, so that
+        only states are stored. An integer C: all but one state every C steps.
+      unroll: time steps in one iteration of the compiled loop.
+
+    Returns:
+      output: [L, N, D*H], the last layer's h_t for each t ([N, L, D*H], [L, D*H] or a PackedSequence, as x is).
+      h_n: [num_layers*D, N, H] ([num_layers*D, H] unbatched), each layer's and direction's state after its own last
+        step; `h_n.reshape(num_layers, D, N, H)` separates them.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if shapes do not fit together, a known length is outside 0..L, or dropout has no key.
+
+    Example:
+      >>> from gru_jax import GRUConfig, init_params
+      >>> params = init_params(jax.random.key(0), GRUConfig(10, 20, num_layers=2, bidirectional=True))
+      >>> output, h_n = gru(params, jnp.ones((5, 3, 10)))
+      >>> output.shape, h_n.shape
+      ((5, 3, 40), (4, 3, 20))
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+    """
+    config = check_params("gru", params)
+    _shapes.check_flags("gru", batch_first=batch_first, reset_after=reset_after)
+    _shapes.check_dropout("gru", dropout, config.num_layers)
+    if dropout > 0 and dropout_key is None:
+        raise ValueError(f"gru: expected a dropout_key with dropout={dropout}, got None.")
+    _shapes.check_positive("gru", unroll=unroll)
+    check_remat("gru", remat)
+
+    if isinstance(x, PackedSequence):
+        if seq_lengths is not None:
+            raise ValueError("gru: expected no seq_lengths beside a PackedSequence, which holds its own lengths.")
+        dense, seq_lengths = pad_packed_sequence(x)
+        batch_first = False
+    else:
+        dense = x
+    _shapes.check_input("gru", dense, config.input_size, batch_first=batch_first)
+    batch_first = batch_first and dense.ndim == 3
+    dense = jnp.swapaxes(dense, 0, 1) if batch_first else jnp.asarray(dense)
+
+    steps, *batch, _ = dense.shape
+    state_shape = (config.num_layers * config.num_directions, *batch, config.hidden_size)
+    if h_0 is None:
+        h_0 = jnp.zeros(state_shape, dense.dtype)
+    _shapes.check_array("gru", "h_0", h_0)
+    symbols = "num_layers*D, N, H" if batch else "num_layers*D, H"
+    _shapes.check_shape("gru", "h_0", h_0, symbols, state_shape, "h_0 is never batch-first.")
+    if seq_lengths is not None:
+        seq_lengths = _shapes.check_seq_lengths("gru", seq_lengths, tuple(batch), steps)
+
+    dtype = jnp.result_type(dense, h_0, *jax.tree.leaves(params))
+    output, h_n = _layers(
+        {name: dict(cell) for name, cell in params.items()},
+        dense.astype(dtype),
+        jnp.asarray(h_0, dtype),
+        seq_lengths,
+        dropout_key,
+        bidirectional=config.bidirectional,
+        dropout=float(dropout),
+        reset_after=reset_after,
+        precision=precision,
+        remat=remat,
+        unroll=unroll,
+    )
+    if isinstance(x, PackedSequence):
+        return repack(x, output), h_n
+    return jnp.swapaxes(output, 0, 1) if batch_first else output, h_n
+
+
+def stacked_step(
+    params: GRUParams, h: jax.Array, x: jax.Array, *, reset_after: bool = True, precision: PrecisionLike = None
+) -> tuple[jax.Array, jax.Array]:
+    """One time step through all layers, for streaming and for decoding one token at a time.
+
+    Scanned over time it gives what `gru` gives layer by layer; `gru` is the faster way where the whole sequence is
+    known. A reverse direction begins at the sequence's end, so it can't be stepped: one direction only.
+
+    Args:
+      params: GRUParams of one direction.
+      h: [num_layers, ..., H], every layer's state before the step.
+      x: [..., I], the input, with the same leading axes.
+      reset_after: as in `gru`.
+      precision: as in `gru`.
+
+    Returns:
+      y: [..., H], the last layer's new state: this step's output.
+      h: [num_layers, ..., H], every layer's new state.
+
+    Raises:
+      TypeError: if an array is no floating array.
+      ValueError: if shapes do not fit together, or params are bidirectional.
+
+    Example:
+      >>> from gru_jax import GRUConfig, init_params
+      >>> params = init_params(jax.random.key(0), GRUConfig(10, 20, num_layers=2))
+      >>> y, h = stacked_step(params, jnp.zeros((2, 3, 20)), jnp.ones((3, 10)))
+      >>> y.shape, h.shape
+      ((3, 20), (2, 3, 20))
+    """
+    config = check_params("stacked_step", params)
+    if config.bidirectional:
+        raise ValueError(
+            "stacked_step: expected params of one direction, got l0_reverse. The reverse direction begins at the "
+            "sequence's end: use gru."
+        )
+    _shapes.check_array("stacked_step", "h", h)
+    _shapes.check_array("stacked_step", "x", x)
+    batch = x.shape[:-1]
+    _shapes.check_shape("stacked_step", "x", x, "..., I", (*batch, config.input_size), "I is read off kernel_ih.")
+    state_shape = (config.num_layers, *batch, config.hidden_size)
+    _shapes.check_shape("stacked_step", "h", h, "num_layers, ..., H", state_shape, "h and x share their batch axes.")
+    states = []
+    for layer in range(config.num_layers):
+        x = step(params[f"l{layer}"], h[layer], x, reset_after=reset_after, precision=precision)
+        states.append(x)
+    return x, jnp.stack(states)
+
+
+# Compiled here so that a call outside jit compiles once, not at every call; inside jit it is inlined.
+@functools.partial(
+    jax.jit,
+    static_argnames=("bidirectional", "dropout", "reset_after", "precision", "remat", "unroll"),
+    inline=True,
+)
+def _layers(
+    params: dict[str, dict[str, jax.Array]],
+    x: jax.Array,
+    h_0: jax.Array,
+    seq_lengths: jax.Array | None,
+    dropout_key: Any,
+    *,
+    bidirectional: bool,
+    dropout: float,
+    reset_after: bool,
+    precision: PrecisionLike,
+    remat: Remat,
+    unroll: int,
+) -> tuple[jax.Array, jax.Array]:
+    """`gru` on checked, time-major arrays: each layer reads what the one below it wrote."""
+    forward: Scan = functools.partial(
+        scan_layer, reset_after=reset_after, precision=precision, remat=remat, unroll=unroll
+    )
+    directions = [forward, _backward(forward)] if bidirectional else [forward]
+    mask = None
+    if seq_lengths is not None:
+        mask = length_mask(seq_lengths, x.shape[0])
+        x = jnp.where(mask, x, 0)  # What stands in the padding, a NaN even, must not reach a gradient as 0 * NaN.
+
+    states, h_n = iter(h_0), []
+    for layer, names in enumerate(cell_names(len(params) // len(directions), bidirectional)):
+        if layer > 0 and dropout > 0:
+            x = _dropout(jax.random.fold_in(dropout_key, layer), dropout, x)
+        results = [scan(params[name], x, next(states), mask) for scan, name in zip(directions, names, strict=True)]
+        x = jnp.concatenate([states for states, _ in results], axis=-1)
+        x = x if mask is None else jnp.where(mask, x, 0)
+        h_n += [h for _, h in results]
+    return x, jnp.stack(h_n)
+
+
+def _backward(scan: Scan) -> Scan:
+    """The scan that reads its input from the last step to the first, its output in the input's order."""
+
+    def scan_backward(params, x, h_0, mask):
+        x, mask = jax.tree.map(lambda a: jnp.flip(a, axis=0), (x, mask))
+        states, h_n = scan(params, x, h_0, mask)
+        return jnp.flip(states, axis=0), h_n
+
+    return scan_backward
+
+
+def _dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
+    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); rate 1 gives zeros."""
+    if rate == 1:
+        return jnp.zeros_like(x)
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

@@ -1,0 +1,1 @@
+"""Importers and exporters of trained weights, one file a foreign format."""

@@ -1,0 +1,241 @@
+"""PyTorch's nn.GRU and nn.GRUCell: their modules and state_dicts, to our parameters and back.
+
+    weight_ih_l{k}[_reverse]  (3H, I or D*H)     params["l{k}[_reverse]"]["kernel_ih"], transposed
+    weight_hh_l{k}[_reverse]  (3H, H)            ...["kernel_hh"], transposed
+    bias_ih_l{k}[_reverse]    (3H,)              ...["bias_ih"]
+    bias_hh_l{k}[_reverse]    (3H,)              ...["bias_hh"]
+
+A GRUCell's names have no _l{k}; it becomes the one layer "l0". The gates stand in the same order here and there.
+"""
+
+import dataclasses
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gru_jax import _shapes
+from gru_jax.params import (
+    CellParams,
+    GRUConfig,
+    GRUParams,
+    cell_shapes,
+    check_cell,
+    check_params,
+    param_shapes,
+    stack_shapes,
+)
+
+_NAME = re.compile(r"(?:weight|bias)_(?:ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
+_OTHERS = {1: "a plain RNN", 4: "an LSTM"}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, dict[str, dict[str, jax.Array]]]:
+    """Takes a trained GRU out of PyTorch.
+
+    Args:
+      source: a torch.nn.GRU or GRUCell, or a module that holds one at `prefix`; or a state_dict of tensors or NumPy
+        arrays. It is neither changed nor aliased.
+      prefix: where the GRU is, as `find_grus` says: "encoder.rnn." for the key "encoder.rnn.weight_ih_l0". The last
+        dot may be left out.
+
+    Returns:
+      (config, params). A GRUCell is a GRU of one layer. A module tells its `batch_first` and `dropout`; a state_dict
+      does not, and they keep their defaults. Dtypes are kept, but float64 becomes float32, with a warning, unless
+      jax_enable_x64 is set.
+
+    Raises:
+      TypeError: if the source is something else, or a tensor is not floating.
+      ValueError: if a key is missing, unexpected or of the wrong shape (all are listed at once), or the state_dict
+        holds an LSTM or a plain RNN there.
+
+    Example:
+      >>> shapes = {"weight_ih_l0": (60, 10), "weight_hh_l0": (60, 20), "bias_ih_l0": (60,), "bias_hh_l0": (60,)}
+      >>> state_dict = {f"rnn.{name}": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+      >>> config, params = from_torch(state_dict, prefix="rnn.")
+      >>> config.input_size, config.hidden_size, params["l0"]["kernel_ih"].shape
+      (10, 20, (10, 60))
+    """
+    prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    state_dict, options = _state_dict(source, prefix)
+    held = {str(key)[len(prefix) :]: value for key, value in state_dict.items() if str(key).startswith(prefix)}
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in held.items()}
+    if not any(_NAME.fullmatch(name) for name in shapes):
+        grus = ", ".join(map(repr, find_grus(state_dict))) or "none"
+        raise ValueError(
+            f"from_torch: expected a GRU at prefix {prefix!r}, found none. Prefixes that hold one: {grus}."
+        )
+    config = dataclasses.replace(_read_config("from_torch", prefix, shapes), **options)
+
+    params: dict[str, dict[str, jax.Array]] = {}
+    for name, value in held.items():
+        array = _to_numpy(f"{prefix}{name}", value)
+        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+            warnings.warn(
+                f"from_torch: {prefix}{name} is float64 and becomes float32, the widest that JAX computes in without "
+                'jax.config.update("jax_enable_x64", True).',
+                stacklevel=2,
+            )
+        cell, key = _our_name(name)
+        # jnp.array copies: training the PyTorch model further must not reach these parameters.
+        params.setdefault(cell, {})[key] = jnp.array(array.T if array.ndim == 2 else array)
+    return config, params
+
+
+def to_torch(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
+    """Writes parameters under PyTorch's names, in its layout.
+
+    Args:
+      params: GRUParams for an nn.GRU, or CellParams for an nn.GRUCell.
+
+    Returns:
+      A state_dict of NumPy arrays; `{k: torch.from_numpy(v) for k, v in ...}` is what `load_state_dict(strict=True)`
+      accepts. bfloat16, which NumPy lacks, is widened to float32, exactly.
+
+    Raises:
+      TypeError: if params is neither.
+      ValueError: if params do not hold together.
+
+    Example:
+      >>> from gru_jax import init_params
+      >>> {name: array.shape for name, array in to_torch(init_params(jax.random.key(0), GRUConfig(1, 2))).items()}
+      {'weight_ih_l0': (6, 1), 'weight_hh_l0': (6, 2), 'bias_ih_l0': (6,), 'bias_hh_l0': (6,)}
+    """
+    state_dict = {}
+    for cell, ours in _cells(params).items():
+        for key, array in ours.items():
+            wide = np.asarray(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
+            state_dict[_torch_name(cell, key)] = np.array(wide.T, order="C")
+    return state_dict
+
+
+def find_grus(state_dict: Mapping[str, Any]) -> dict[str, GRUConfig]:
+    """Finds every GRU and GRUCell in a whole model's state_dict, by the names and shapes of its tensors.
+
+    Args:
+      state_dict: of tensors or NumPy arrays, under any prefixes.
+
+    Returns:
+      Prefix -> config, in the order of the state_dict. LSTMs (4H rows) and plain RNNs (H rows) are passed over.
+
+    Raises:
+      TypeError: if `state_dict` is not a dict.
+      ValueError: if what looks like a GRU lacks a tensor or has one of the wrong shape.
+
+    Example:
+      >>> list(find_grus({"enc.weight_ih": np.zeros((60, 10)), "enc.weight_hh": np.zeros((60, 20))}))
+      ['enc.']
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"find_grus: expected a state_dict, got {type(state_dict).__name__}.")
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, value in state_dict.items():
+        prefix, dot, name = str(key).rpartition(".")
+        if _NAME.fullmatch(name) and hasattr(value, "shape"):
+            groups.setdefault(prefix + dot, {})[name] = tuple(value.shape)
+    return {
+        prefix: _read_config("find_grus", prefix, shapes)
+        for prefix, shapes in groups.items()
+        if 3 in _gate_counts(shapes)
+    }
+
+
+def _cells(params: Any) -> dict[str, dict[str, jax.Array]]:
+    """Returns the cells of checked GRUParams, or {"": cell} for CellParams, in PyTorch's order."""
+    if isinstance(params, Mapping) and "kernel_hh" in params:
+        input_size, hidden_size = check_cell("to_torch", params)
+        shapes, params = {"": cell_shapes(input_size, hidden_size, "bias_hh" in params)}, {"": params}
+    else:
+        shapes = param_shapes(check_params("to_torch", params))
+    return {cell: {key: params[cell][key] for key in keys} for cell, keys in shapes.items()}
+
+
+def _state_dict(source: Any, prefix: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Returns the state_dict, and what a module tells beyond it."""
+    if isinstance(source, Mapping):
+        return source, {}
+    if not hasattr(source, "state_dict") or not hasattr(source, "named_modules"):
+        raise TypeError(f"from_torch: expected a PyTorch module or a state_dict, got {type(source).__name__}.")
+    module = dict(source.named_modules()).get(prefix[:-1])
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
+    if not kinds & {"torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.GRUCell"}:
+        grus = ", ".join(map(repr, find_grus(source.state_dict()))) or "none"
+        raise TypeError(
+            f"from_torch: expected a torch.nn.GRU or GRUCell at prefix {prefix!r}, got {type(module).__name__}. "
+            f"Prefixes that hold one: {grus}."
+        )
+    told = ("batch_first", "dropout")
+    return source.state_dict(), {name: getattr(module, name) for name in told if hasattr(module, name)}
+
+
+def _read_config(function: str, prefix: str, shapes: Shapes) -> GRUConfig:
+    """Reads the sizes off the names and shapes under one prefix, and checks that they make one GRU."""
+    others = [_OTHERS[gates] for gates in _gate_counts(shapes) if gates in _OTHERS]
+    if "weight_hr_l0" in shapes or (others and 3 not in _gate_counts(shapes)):
+        kind = "an LSTM" if "weight_hr_l0" in shapes else " and ".join(others)
+        raise ValueError(
+            f"{function}: expected a GRU at prefix {prefix!r}, got {kind}: a GRU's weight_hh has shape [3H, H], "
+            f"this one's is {_first(shapes, 'weight_hh')}."
+        )
+    matches = [match for match in map(_NAME.fullmatch, shapes) if match]
+    layers = [int(match["layer"]) for match in matches if match["layer"]]
+    # Every tensor of a GRU has 3H rows; the majority says what H is, so that a single wrong one is named as such.
+    rows = Counter(shapes[match.string][0] for match in matches if shapes[match.string])
+    ih = shapes.get("weight_ih_l0" if layers else "weight_ih", ())
+    sizes: dict[str, Any] = {
+        "input_size": ih[1] if len(ih) == 2 else "I",
+        "hidden_size": rows.most_common(1)[0][0] // 3 if rows else 0,
+        "num_layers": min(max(layers, default=0), len(matches)) + 1,  # a forged l999999999 must not list as many keys
+        "bias": any(match.string.startswith("bias") for match in matches),
+        "bidirectional": any(match["reverse"] for match in matches),
+    }
+    expected = {
+        _torch_name(cell if layers else "", key): shape[::-1]
+        for cell, ours in stack_shapes(**sizes).items()
+        for key, shape in ours.items()
+    }
+    _shapes.check_keys(function, f"the state_dict at prefix {prefix!r}", expected, shapes)
+    return GRUConfig(**sizes)
+
+
+def _gate_counts(shapes: Shapes) -> set[int | None]:
+    """Returns how many gates the hidden weights have: 3 in a GRU, 4 in an LSTM, 1 in a plain RNN, None in no RNN."""
+    hidden = [shape for name, shape in shapes.items() if _NAME.fullmatch(name) and name.startswith("weight_hh")]
+    return {
+        shape[0] // shape[1] if len(shape) == 2 and shape[1] and shape[0] % shape[1] == 0 else None for shape in hidden
+    }
+
+
+def _first(shapes: Shapes, start: str) -> list[int]:
+    return next((list(shape) for name, shape in shapes.items() if name.startswith(start)), [])
+
+
+def _torch_name(cell: str, key: str) -> str:
+    """("l0_reverse", "kernel_ih") -> "weight_ih_l0_reverse", ("", "kernel_ih") -> "weight_ih"."""
+    return key.replace("kernel", "weight") + (f"_{cell}" if cell else "")
+
+
+def _our_name(name: str) -> tuple[str, str]:
+    """The inverse: "weight_ih_l0_reverse" -> ("l0_reverse", "kernel_ih"), "weight_ih" -> ("l0", "kernel_ih")."""
+    kind, half, *cell = name.split("_", 2)
+    return cell[0] if cell else "l0", f"{kind}_{half}".replace("weight", "kernel")
+
+
+def _to_numpy(name: str, value: Any) -> np.ndarray:
+    """Returns a tensor's numbers without touching it; bfloat16 by way of float32, which holds all of it."""
+    if hasattr(value, "detach"):
+        tensor = value.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            return tensor.float().numpy().astype(jnp.bfloat16)
+        value = tensor.numpy()
+    if not isinstance(value, np.ndarray | jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise TypeError(f"from_torch: expected {name} to be a tensor of a floating dtype, got {kind}.")
+    return np.asarray(value)
