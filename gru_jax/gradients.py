@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 
 from gru_jax import _shapes
-from gru_jax.cell import gates, step
+from gru_jax.cell import gates, new_state, step
 from gru_jax.params import CellParams
 from gru_jax.scan import scan_time
+from gru_jax.tangent import RESET_AFTER, RESET_BEFORE, Slopes, input_gates_tangent
 
 Remat = bool | int | None
 
@@ -59,8 +60,9 @@ def scan_layer(
         states, h_n = scan(params, block[0], h, block[1])
         return h_n, states
 
-    whole = x.shape[0] // size * size
-    blocks = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), (x, mask))
+    count = x.shape[0] // size
+    whole = count * size
+    blocks = jax.tree.map(lambda a: a[:whole].reshape(count, size, *a.shape[1:]), (x, mask))
     h, states = jax.lax.scan(scan_block, h_0, blocks)
     states = states.reshape(whole, *h_0.shape)
     if whole == x.shape[0]:
@@ -71,50 +73,35 @@ def scan_layer(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _scan_stored(reset_after, precision, unroll, params, x, h_0, mask):
-    """The plain scan of `step`, and what it computes outside of any differentiation."""
+    """The plain scan of one step, and what it computes outside of any differentiation."""
 
-    def advance(h: jax.Array, x_t: jax.Array) -> jax.Array:
-        return step(params, h, x_t, reset_after=reset_after, precision=precision)
+    def advance(h: jax.Array, x_t: jax.Array) -> tuple[jax.Array, None]:
+        return step(params, h, x_t, reset_after=reset_after, precision=precision), None
 
-    return scan_time(advance, h_0, x, mask, unroll=unroll)
+    states, _, h_n = scan_time(advance, h_0, x, mask, unroll=unroll)
+    return states, h_n
 
 
 @_scan_stored.defjvp
 def _scan_stored_jvp(reset_after, precision, unroll, primals, tangents):
     params, x, h_0, mask = primals
     dparams, dx, dh_0, _ = tangents
-    states, h_n = _scan_stored(reset_after, precision, unroll, params, x, h_0, mask)
+    tangent = RESET_AFTER if reset_after else RESET_BEFORE
+    kernel_hh = params["kernel_hh"]
+
+    def advance(h: jax.Array, x_t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        r, z, n, scaled = gates(params, h, x_t, reset_after=reset_after, precision=precision)
+        return new_state(h, z, n), (r, z, n, scaled)
+
+    states, stored, h_n = scan_time(advance, h_0, x, mask, unroll=unroll)
     before = jnp.concatenate([h_0[None], states])[:-1]  # the state before each step
+    slopes = tangent.slopes(before, *stored)
+    di = input_gates_tangent(params, x, dparams, dx, precision)
+    b = tangent.through_rest(before, di, kernel_hh, dparams, precision, *slopes)
 
-    every_step = functools.partial(step, reset_after=reset_after, precision=precision)
-    _, b = jax.jvp(lambda params, x: every_step(params, before, x), (params, x), (dparams, dx))
-    rzn = gates(params, before, x, reset_after=reset_after, precision=precision)
-    coefficients, apply = (_reset_after if reset_after else _reset_before)(before, *rzn)
+    def advance_tangent(dh: jax.Array, at_t: tuple[Slopes, jax.Array]) -> tuple[jax.Array, None]:
+        slopes_t, b_t = at_t
+        return tangent.through_state(dh, kernel_hh, precision, *slopes_t) + b_t, None
 
-    def advance(dh: jax.Array, at_t: tuple[tuple[jax.Array, ...], jax.Array]) -> jax.Array:
-        return apply(dh, params["kernel_hh"], precision, *at_t[0]) + at_t[1]
-
-    return (states, h_n), scan_time(advance, dh_0, (coefficients, b), mask, unroll=unroll)
-
-
-def _reset_after(h, r, z, n, scaled):
-    """A of h' = n + z (h - n), n = tanh(i_n + r * scaled), scaled = W_hn h + b_hn: its coefficients, and A dh."""
-    through_n = (1 - z) * (1 - n * n)
-
-    def apply(dh, kernel_hh, precision, by_h, by_r, by_z, by_n):
-        dh_r, dh_z, dh_n = jnp.split(jnp.matmul(dh, kernel_hh, precision=precision), 3, axis=-1)
-        return by_h * dh + by_r * dh_r + by_z * dh_z + by_n * dh_n
-
-    return (z, through_n * scaled * r * (1 - r), (h - n) * z * (1 - z), through_n * r), apply
-
-
-def _reset_before(h, r, z, n, scaled):
-    """A of h' = n + z (h - n), n = tanh(i_n + W_hn (r * h) + b_hn): its coefficients, and A dh."""
-
-    def apply(dh, kernel_hh, precision, by_h, by_r, by_z, by_n, r):
-        kernel_rz, kernel_n = jnp.split(kernel_hh, [2 * dh.shape[-1]], axis=-1)
-        dh_r, dh_z = jnp.split(jnp.matmul(dh, kernel_rz, precision=precision), 2, axis=-1)
-        dh_n = jnp.matmul(r * dh + by_r * dh_r, kernel_n, precision=precision)
-        return by_h * dh + by_z * dh_z + by_n * dh_n
-
-    return (z, scaled * r * (1 - r), (h - n) * z * (1 - z), (1 - z) * (1 - n * n), r), apply
+    dstates, _, dh_n = scan_time(advance_tangent, dh_0, (slopes, b), mask, unroll=unroll)
+    return (states, h_n), (dstates, dh_n)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gru_jax import stack
 from gru_jax.cell import gru_step
 from gru_jax.gradients import Remat
-from gru_jax.params import GRUConfig, cast, cell_shapes, check_same_cells, input_sizes, pytorch_uniform
+from gru_jax.params import GRUConfig, cast, cell_shapes, check_declared, input_sizes, pytorch_uniform
 
 
 class GRUCell(nn.RNNCellBase):
@@ -69,6 +69,8 @@ class GRUCell(nn.RNNCellBase):
 
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Advances the carry by one time step."""
+        config = GRUConfig(self.input_size, self.hidden_size, bias=self.bias)
+        check_declared("linen.GRUCell", config, {"l0": nn.meta.unbox(self.variables["params"])})
         params, h, x = cast((self.params(), carry, inputs), self.dtype)
         h = gru_step(params, h, x, reset_after=self.reset_after, precision=self.precision).astype(carry.dtype)
         return h, h
@@ -170,7 +172,7 @@ class GRU(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Applies `gru`; its docstring gives the shapes of x, h_0, seq_lengths, output and h_n, and the errors."""
         params = {name: getattr(self, name).params() for name in input_sizes(self.config)}
-        check_same_cells("linen.GRU", params, nn.meta.unbox(self.variables["params"]))
+        check_declared("linen.GRU", self.config, nn.meta.unbox(self.variables["params"]))
         dropout, key = 0.0, None
         has_effect = self.dropout > 0 and self.num_layers > 1
         if has_effect and not nn.merge_param("deterministic", self.deterministic, deterministic):

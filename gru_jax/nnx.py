@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from gru_jax import stack
 from gru_jax.cell import gru_step
 from gru_jax.gradients import Remat
-from gru_jax.params import GRUConfig, cast, cell_shapes, input_sizes, pytorch_uniform
+from gru_jax.params import GRUConfig, cast, cell_shapes, check_declared, input_sizes, pytorch_uniform
 
 
 class GRUCell(nnx.RNNCellBase):
@@ -191,6 +191,7 @@ class GRU(nnx.Module):
         if self.rngs is not None and not deterministic:
             dropout, key = config.dropout, self.rngs() if rngs is None else rngs.dropout()
         params = {name: getattr(self, name).params() for name in input_sizes(config)}
+        check_declared("nnx.GRU", config, params)
         params, x, h_0 = cast((params, x, h_0), self.dtype)
         return stack.gru(
             params,

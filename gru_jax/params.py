@@ -11,7 +11,7 @@ the (3H, H) layout. Where `bias=False` the bias_* keys are absent.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,7 @@ def init_params(key: jax.Array, config: GRUConfig, dtype: DTypeLike = jnp.float3
       >>> params["l1"]["kernel_ih"].shape
       (20, 60)
     """
-    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    is_shape = lambda node: isinstance(node, tuple)
     shapes, tree = jax.tree.flatten(param_shapes(config), is_leaf=is_shape)
     keys = jax.random.split(key, len(shapes))
     return tree.unflatten([pytorch_uniform(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)])
@@ -198,28 +198,38 @@ def check_cell(function: str, params: CellParams) -> tuple[int, int]:
     return input_size, hidden_size
 
 
-def check_same_cells(function: str, expected: GRUParams, actual: GRUParams) -> None:
-    """Raises ValueError unless both trees have the same cells of the same keys.
+def check_declared(function: str, config: GRUConfig, params: GRUParams) -> None:
+    """Raises ValueError unless `params` are exactly those of a module of `config`.
 
-    Flax ignores a parameter that the module does not declare. Here that would drop a bias or a layer in silence.
+    Flax ignores parameters that a module does not declare, and NNX takes any shape. Either way a bias or a layer could
+    be dropped in silence.
     """
-    shapes = [
-        {f"{name}/{key}": jnp.shape(array) for name, cell in tree.items() for key, array in cell.items()}
-        for tree in (expected, actual)
-    ]
-    _shapes.check_keys(function, "params", *shapes)
+    _shapes.check_keys(function, "params", _flat_shapes(param_shapes(config)), _flat_shapes(params))
+
+
+def _flat_shapes(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """{"l0/kernel_ih": shape, ...} of a tree of arrays, or of shapes."""
+    return {
+        f"{name}/{key}": tuple(getattr(leaf, "shape", leaf))
+        for name, cell in tree.items()
+        for key, leaf in cell.items()
+    }
 
 
 def cast(tree: Tree, dtype: DTypeLike | None) -> Tree:
     """Returns the tree with its floating arrays in `dtype`, or as it is where `dtype` is None."""
-    is_float = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+    is_float = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     return tree if dtype is None else jax.tree.map(lambda a: a.astype(dtype) if is_float(a) else a, tree)
 
 
 def _checked_shapes(function: str, name: str, cell: CellParams) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of one cell's arrays, each checked to be a floating array."""
     if not isinstance(cell, Mapping):
-        raise TypeError(f"{function}: expected {name} to be a dict of arrays, got {type(cell).__name__}.")
+        kind = type(cell).__name__
+        raise TypeError(
+            f"{function}: expected {name} to be a dict of arrays, got {kind}. GRUParams is a dict of cells, "
+            'CellParams, by name: {"l0": {"kernel_ih": ..., "kernel_hh": ...}, "l0_reverse": ...}.'
+        )
     for key, array in cell.items():
         if not hasattr(array, "shape") or not jnp.issubdtype(array.dtype, jnp.floating):
             kind = getattr(array, "dtype", type(array).__name__)

@@ -7,20 +7,21 @@ import jax
 import jax.numpy as jnp
 
 Inputs = TypeVar("Inputs")
+Stored = TypeVar("Stored")
 
 
 def scan_time(
-    step: Callable[[jax.Array, Inputs], jax.Array],
+    step: Callable[[jax.Array, Inputs], tuple[jax.Array, Stored]],
     h_0: jax.Array,
     inputs: Inputs,
     mask: jax.Array | None,
     *,
     unroll: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Stored, jax.Array]:
     """Scans `step` over the first axis of every array in `inputs`.
 
     Args:
-      step: (h [..., H], the inputs at t) -> h [..., H].
+      step: (h [..., H], the inputs at t) -> (h [..., H], what else to store of the step, None for nothing).
       h_0: [..., H], the state before the first step.
       inputs: a pytree of [L, ...].
       mask: [L, ..., 1], False where a sequence has ended; None where all have L steps. There the state is held, so a
@@ -30,14 +31,15 @@ def scan_time(
 
     Returns:
       states: [L, ..., H], the state after each step.
-      h_n: [..., H], the last one, or h_0 where L is 0.
+      stored: what `step` stored, stacked over the steps.
+      h_n: [..., H], the last state, or h_0 where L is 0.
     """
 
-    def body(h: jax.Array, at_t: tuple[Inputs, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+    def body(h: jax.Array, at_t: tuple[Inputs, jax.Array | None]) -> tuple[jax.Array, tuple[jax.Array, Stored]]:
         inputs_t, present = at_t
-        new_h = step(h, inputs_t)
+        new_h, stored = step(h, inputs_t)
         new_h = new_h if present is None else jnp.where(present, new_h, h)
-        return new_h, new_h
+        return new_h, (new_h, stored)
 
-    h_n, states = jax.lax.scan(body, h_0, (inputs, mask), unroll=unroll)
-    return states, h_n
+    h_n, (states, stored) = jax.lax.scan(body, h_0, (inputs, mask), unroll=unroll)
+    return states, stored, h_n

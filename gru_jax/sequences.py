@@ -154,10 +154,11 @@ def pad_packed_sequence(
     steps = longest if total_length is None else total_length
     if steps < longest:
         raise ValueError(f"{name}: expected total_length of at least the longest length, {longest}, got {steps}.")
-    # Gathering through a table of row numbers, made in NumPy, is a vectorized loop on CPU; a scatter would not be.
+    # A table of row numbers, made in NumPy, where an end row of padding stands for what is missing: one gather.
     row_of = np.full((steps, batch), rows)
     row_of[_positions(sequence)] = np.arange(rows)
-    padded = jnp.take(sequence.data, row_of, axis=0, mode="fill", fill_value=padding_value)
+    padding = jnp.full((1, *sequence.data.shape[1:]), padding_value, sequence.data.dtype)
+    padded = jnp.concatenate([sequence.data, padding])[row_of]
     lengths = (row_of < rows).sum(axis=0)
     return (jnp.swapaxes(padded, 0, 1) if batch_first else padded), lengths
 

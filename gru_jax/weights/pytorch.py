@@ -74,15 +74,16 @@ def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, dict[str, dict
         )
     config = dataclasses.replace(_read_config("from_torch", prefix, shapes), **options)
 
+    arrays = {name: _to_numpy(f"{prefix}{name}", value) for name, value in held.items()}
+    wide = [name for name, array in arrays.items() if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype]
+    if wide:
+        warnings.warn(
+            f"from_torch: {prefix}{wide[0]} is float64 and becomes float32, the widest that JAX computes in without "
+            'jax.config.update("jax_enable_x64", True).',
+            stacklevel=2,
+        )
     params: dict[str, dict[str, jax.Array]] = {}
-    for name, value in held.items():
-        array = _to_numpy(f"{prefix}{name}", value)
-        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-            warnings.warn(
-                f"from_torch: {prefix}{name} is float64 and becomes float32, the widest that JAX computes in without "
-                'jax.config.update("jax_enable_x64", True).',
-                stacklevel=2,
-            )
+    for name, array in arrays.items():
         cell, key = _our_name(name)
         # jnp.array copies: training the PyTorch model further must not reach these parameters.
         params.setdefault(cell, {})[key] = jnp.array(array.T if array.ndim == 2 else array)

@@ -1,0 +1,94 @@
+"""The derivative of one step, h' = f(params, h, x), at every time step at once.
+
+Given the gates that the step computed, h' depends linearly on small changes of h, x and the parameters:
+
+    dh' = z dh + s_z dz + s_n dn        s_z = (h - n) z (1 - z)     slopes of h' to what enters the
+                                        s_n = (1 - z) (1 - n^2)     sigmoid of z and the tanh of n
+
+where dz, dr and dn are the changes of what enters the two sigmoids and the tanh. A form of the new gate gives it as
+three functions: the slopes, from the gates; the part of dh' that comes through h, for one step; and the part that
+comes through x and the parameters, for all steps.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import PrecisionLike
+
+from gru_jax.params import CellParams
+
+Slopes = tuple[jax.Array, ...]
+
+
+class Tangent(NamedTuple):
+    """The derivative of one form of the step.
+
+    Attributes:
+      slopes: (h, r, z, n, scaled) -> the slopes, each of h's shape; `scaled` is what r scales, see `cell.gates`.
+      through_state: (dh, kernel_hh, precision, *slopes) -> the part of dh' that comes through h.
+      through_rest: (h, di, kernel_hh, dparams, precision, *slopes) -> the part that comes through di, the change of
+        the input gates, and through the hidden weights.
+    """
+
+    slopes: Callable[..., Slopes]
+    through_state: Callable[..., jax.Array]
+    through_rest: Callable[..., jax.Array]
+
+
+def input_gates_tangent(
+    params: CellParams, x: jax.Array, dparams: CellParams, dx: jax.Array, precision: PrecisionLike
+) -> jax.Array:
+    """The change of the input gates W_i x + b_i."""
+    return _product(dx, params["kernel_ih"], precision) + _affine(x, dparams, "ih", precision)
+
+
+def _slopes_after(h, r, z, n, scaled):
+    s_n = (1 - z) * (1 - n * n)
+    return z, s_n * scaled * r * (1 - r), (h - n) * z * (1 - z), s_n, s_n * r
+
+
+def _state_after(dh, kernel_hh, precision, by_h, by_r, by_z, _, by_hn):
+    d_r, d_z, d_n = jnp.split(_product(dh, kernel_hh, precision), 3, axis=-1)
+    return by_h * dh + by_r * d_r + by_z * d_z + by_hn * d_n
+
+
+def _rest_after(h, di, _, dparams, precision, by_h, by_r, by_z, by_n, by_hn):
+    i_r, i_z, i_n = jnp.split(di, 3, axis=-1)
+    d_r, d_z, d_n = jnp.split(_affine(h, dparams, "hh", precision), 3, axis=-1)
+    return by_r * (i_r + d_r) + by_z * (i_z + d_z) + by_n * i_n + by_hn * d_n
+
+
+RESET_AFTER = Tangent(_slopes_after, _state_after, _rest_after)
+
+
+def _slopes_before(h, r, z, n, scaled):
+    return z, scaled * r * (1 - r), (h - n) * z * (1 - z), (1 - z) * (1 - n * n), r
+
+
+def _state_before(dh, kernel_hh, precision, by_h, by_r, by_z, by_n, r):
+    kernel_rz, kernel_n = jnp.split(kernel_hh, [2 * dh.shape[-1]], axis=-1)
+    d_r, d_z = jnp.split(_product(dh, kernel_rz, precision), 2, axis=-1)
+    return by_h * dh + by_z * d_z + by_n * _product(r * dh + by_r * d_r, kernel_n, precision)
+
+
+def _rest_before(h, di, kernel_hh, dparams, precision, by_h, by_r, by_z, by_n, r):
+    rz = 2 * h.shape[-1]
+    dparams_rz = {key: array[..., :rz] for key, array in dparams.items()}
+    dparams_n = {key: array[..., rz:] for key, array in dparams.items()}
+    d_r, d_z = jnp.split(di[..., :rz] + _affine(h, dparams_rz, "hh", precision), 2, axis=-1)
+    d_n = di[..., rz:] + _product(by_r * d_r, kernel_hh[:, rz:], precision) + _affine(r * h, dparams_n, "hh", precision)
+    return by_z * d_z + by_n * d_n
+
+
+RESET_BEFORE = Tangent(_slopes_before, _state_before, _rest_before)
+
+
+def _affine(x: jax.Array, params: CellParams, half: str, precision: PrecisionLike) -> jax.Array:
+    product = _product(x, params[f"kernel_{half}"], precision)
+    return product + params[f"bias_{half}"] if f"bias_{half}" in params else product
+
+
+def _product(x: jax.Array, kernel: jax.Array, precision: PrecisionLike) -> jax.Array:
+    return jnp.matmul(x, kernel, precision=precision)

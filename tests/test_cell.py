@@ -1,0 +1,78 @@
+"""gru_step against live torch.nn.GRUCell."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import HIGHEST, assert_exact
+
+from gru_jax import GRUConfig, from_torch, gru_step, init_params
+from gru_jax.verify import judge
+
+CELL = init_params(jax.random.key(0), GRUConfig(5, 4))["l0"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(), (7,)])
+def test_gru_step_and_its_gradients_are_torch_grucells(bias, batch, dtype):
+    torch.manual_seed(0)
+    module, rng = torch.nn.GRUCell(10, 20, bias), np.random.default_rng(0)
+    weights = {name: tensor.detach().numpy().astype(dtype) for name, tensor in module.state_dict().items()}
+    h, x, d_h = (rng.standard_normal((*batch, size), np.float32) for size in (20, 10, 20))
+
+    def run_torch(kind):
+        leaves = [torch.tensor(a, dtype=kind, requires_grad=True) for a in (x, h)]
+        new_h = module.to(kind)(*leaves)
+        wanted = [*leaves, *module.parameters()]
+        gradients = torch.autograd.grad((new_h * torch.tensor(d_h, dtype=kind)).sum(), wanted)
+        return [a.detach().numpy().copy() for a in (new_h, *gradients)]
+
+    original, reference = run_torch(getattr(torch, dtype)), run_torch(torch.float64)
+    params = from_torch(weights)[1]["l0"]
+    new_h, pull_back = jax.vjp(
+        lambda params, h, x: gru_step(params, h, x, precision=HIGHEST), params, h.astype(dtype), x.astype(dtype)
+    )
+    d_params, d_h_before, d_x = pull_back(jnp.asarray(d_h, dtype))
+    keys = ["kernel_ih", "kernel_hh", "bias_ih", "bias_hh"][: 4 if bias else 2]
+    ours = [new_h, d_x, d_h_before, *(d_params[key].T for key in keys)]
+    names = ["h", "d_x", "d_h", *keys]
+    assert_exact([judge(*row) for row in zip(names, ours, original, reference, strict=True)])
+
+
+def test_gru_step_takes_any_leading_axes():
+    h, x = jnp.ones((2, 3, 6, 4)), jnp.ones((2, 3, 6, 5))
+    np.testing.assert_allclose(
+        gru_step(CELL, h, x).reshape(-1, 4), gru_step(CELL, h.reshape(-1, 4), x.reshape(-1, 5)), atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_huge_inputs_saturate_and_their_gradients_stay_finite(reset_after):
+    loss = lambda cell, h, x: gru_step(cell, h, x, reset_after=reset_after).sum()
+    for scale in (1e4, 1e30):
+        h, x = jnp.full((2, 4), scale), jnp.full((2, 5), scale)
+        gradients = jax.grad(loss, argnums=(0, 1, 2))(CELL, h, x)
+        assert all(jnp.isfinite(a).all() for a in jax.tree.leaves((gru_step(CELL, h, x), gradients)))
+
+
+def test_a_nan_stays_in_its_own_row():
+    x = jnp.ones((3, 5)).at[1, 0].set(jnp.nan)
+    nans = jnp.isnan(gru_step(CELL, jnp.zeros((3, 4)), x)).all(axis=1)
+    np.testing.assert_array_equal(nans, [False, True, False])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((CELL, jnp.ones((2, 4)), jnp.ones((2, 6))), ValueError, r"x of shape \[..., I\] = \[2, 5\], got \[2, 6\]"),
+        ((CELL, jnp.ones((2, 3)), jnp.ones((2, 5))), ValueError, r"h of shape \[..., H\] = \[2, 4\], got \[2, 3\]"),
+        ((CELL, jnp.ones(4), jnp.ones((2, 5))), ValueError, "h and x share their leading axes"),
+        ((CELL, jnp.ones((2, 4)), jnp.ones((2, 5), int)), TypeError, "x of a floating dtype, got int32"),
+        ((CELL, None, jnp.ones((2, 5))), TypeError, "h to be a JAX or NumPy array, got NoneType"),
+        (({"l0": CELL}, jnp.ones((2, 4)), jnp.ones((2, 5))), TypeError, "params/l0 to be a floating array, got dict"),
+    ],
+)
+def test_gru_step_refuses_what_does_not_fit(arguments, error, message):
+    with pytest.raises(error, match=f"^gru_step: expected {message}" if "share" not in message else message):
+        gru_step(*arguments)

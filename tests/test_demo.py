@@ -1,0 +1,65 @@
+"""The demo, and the rule of exactness on the trained weights that it carries across."""
+
+import demo
+import numpy as np
+import pytest
+import torch
+from conftest import Case, assert_exact, compare, record_verdicts
+
+
+def test_the_demo_pronounces_the_words_and_passes(capsys):
+    assert demo.main(["hello", "gated"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("HH EH1 L OW0", "G EY1 T IH0 D", "kitob", "uzmorph-bigru", "g2p-en", "PASS"):
+        assert expected in printed
+    assert "FAIL" not in printed
+
+
+def test_the_demo_fails_where_the_weights_are_not_pytorchs(capsys, monkeypatch):
+    step = demo.gru_step
+    monkeypatch.setattr(demo, "gru_step", lambda params, h, x, **options: step(params, h, x, **options) * 1.001)
+    assert demo.main(["hello"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def speller():
+    """The published encoder as a torch.nn.GRU, and the embedding of its characters."""
+    published = np.load(demo.packaged_file("g2p-en", "g2p_en/checkpoint20.npz"), allow_pickle=False)
+    module = torch.nn.GRU(256, 256)
+    names = {"weight_ih_l0": "enc_w_ih", "weight_hh_l0": "enc_w_hh", "bias_ih_l0": "enc_b_ih", "bias_hh_l0": "enc_b_hh"}
+    module.load_state_dict({ours: torch.from_numpy(published[theirs]) for ours, theirs in names.items()})
+    return module, published["enc_emb"]
+
+
+def test_a_trained_gru_reading_single_words_is_pytorchs(speller, dtype, record_property):
+    module, embedding = speller
+    words = ["hello", "gated", "unite", "fires", "words", "write", "plain", "score", "tests", "known"]
+    xs = [embedding[[demo.GRAPHEMES.index(c) for c in [*word, "</s>"]]][:, None] for word in words]
+    verdicts = compare(Case((6, 1, 256, 256), h_0=False), dtype, module, xs)
+    record_verdicts(record_property, dtype, verdicts)
+    assert_exact(verdicts)
+
+
+@pytest.mark.parametrize("lengths", ["dense", "lengths"])
+@pytest.mark.parametrize("batch", [4, 16])
+def test_a_trained_gru_reading_a_batch_is_pytorchs(batch, lengths, speller, dtype, record_property):
+    module, embedding = speller
+    xs = [embedding[np.random.default_rng(seed).integers(3, 29, (12, batch))] for seed in range(4)]
+    verdicts = compare(Case((12, batch, 256, 256), lengths=lengths), dtype, module, xs)
+    record_verdicts(record_property, dtype, verdicts)
+    assert_exact(verdicts)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_trained_bidirectional_stack_is_pytorchs(batch, dtype, record_property):
+    path = demo.packaged_file("uzmorph-bigru", "uzmorph_bigru/data/morph_bigru.pth")
+    state_dict = torch.load(path, weights_only=True)
+    module = torch.nn.GRU(64, 64, 2, bidirectional=True)
+    module.load_state_dict({k.removeprefix("gru."): v for k, v in state_dict.items() if k.startswith("gru.")})
+    embedding = state_dict["char_embeddings.weight"].numpy()
+    xs = [embedding[np.random.default_rng(seed).integers(22, 47, (30, batch))] for seed in range(8)]
+    case = Case((30, batch, 64, 64), 2, bidirectional=True, lengths="lengths")
+    verdicts = compare(case, dtype, module, xs)
+    record_verdicts(record_property, dtype, verdicts)
+    assert_exact(verdicts)

@@ -1,0 +1,212 @@
+"""Every JAX transformation of gru, against a plain scan of gru_step, and the recomputing gradients."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from gru_jax import GRUConfig, from_torch, gru, gru_step, init_params
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+CONFIG = GRUConfig(3, 4, num_layers=2, bidirectional=True)
+LENGTHS = np.array([5, 2])
+close = functools.partial(chex.assert_trees_all_close, rtol=0, atol=1e-11)
+STRATEGIES = [{}, {"remat": True}, {"remat": 2, "unroll": 3}]
+both_forms = pytest.mark.parametrize("reset_after", [True, False])
+
+
+@pytest.fixture
+def data(x64):
+    """Parameters, x and h_0 in float64."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = init_params(keys[0], CONFIG, jnp.float64)
+    return params, jax.random.normal(keys[1], (5, 2, 3)), jax.random.normal(keys[2], (4, 2, 4))
+
+
+def plain_gru(params, x, h_0, *, reset_after, seq_lengths=None):
+    """The definition: a scan of gru_step for each layer and direction, differentiated as JAX finds it."""
+    steps, states, h_n = jnp.arange(len(x)), iter(h_0), []
+    ends = jnp.full(x.shape[1], len(x)) if seq_lengths is None else jnp.asarray(seq_lengths)
+    for layer in range(len(params) // 2):
+        outputs = []
+        for name in (f"l{layer}", f"l{layer}_reverse"):
+
+            def advance(h, at_t, cell=params[name]):
+                t, x_t = at_t
+                h = jnp.where((t < ends)[:, None], gru_step(cell, h, x_t, reset_after=reset_after), h)
+                return h, jnp.where((t < ends)[:, None], h, 0)
+
+            h, output = jax.lax.scan(advance, next(states), (steps, x), reverse=name.endswith("reverse"))
+            outputs.append(output)
+            h_n.append(h)
+        x = jnp.concatenate(outputs, axis=-1)
+    return x, jnp.stack(h_n)
+
+
+def scalar(function, **options):
+    """A loss that depends on output and h_n, and on each of their elements differently."""
+
+    def loss(params, x, h_0):
+        output, h_n = function(params, x, h_0, **options)
+        return jnp.sum(jnp.sin(jnp.arange(output.size)).reshape(output.shape) * output**2) + jnp.sum(h_n**3)
+
+    return loss
+
+
+def first_derivatives(loss, data):
+    tangents = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), data)
+    gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*data)
+    return gradients, jax.jit(lambda data: jax.jvp(loss, data, tangents))(data)
+
+
+def second_derivatives(loss, data):
+    """The Hessian over one bias, and the gradient of the squared norm of all gradients."""
+    params, x, h_0 = data
+    with_bias = lambda bias: params | {"l0_reverse": params["l0_reverse"] | {"bias_hh": bias}}
+    hessian = jax.jit(jax.hessian(lambda bias: loss(with_bias(bias), x, h_0)))(params["l0_reverse"]["bias_hh"])
+    norm = lambda *data: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss, argnums=(0, 1, 2))(*data)))
+    return hessian, jax.jit(jax.grad(norm, argnums=(0, 1, 2)))(*data)
+
+
+@both_forms
+@pytest.mark.parametrize("seq_lengths", [None, LENGTHS], ids=["dense", "lengths"])
+def test_values_gradients_and_tangents_are_those_of_the_plain_scan(data, reset_after, seq_lengths):
+    options = {"reset_after": reset_after, "seq_lengths": seq_lengths}
+    plain = first_derivatives(scalar(plain_gru, **options), data)
+    for strategy in STRATEGIES:
+        close(first_derivatives(scalar(gru, **options, **strategy), data), plain)
+
+
+@both_forms
+def test_second_derivatives_are_those_of_the_plain_scan(data, reset_after):
+    params, x, h_0 = data
+    data = {name: params[name] for name in ("l0", "l0_reverse")}, x, h_0[:2]
+    plain = second_derivatives(scalar(plain_gru, reset_after=reset_after), data)
+    for strategy in STRATEGIES:
+        close(second_derivatives(scalar(gru, reset_after=reset_after, **strategy), data), plain)
+
+
+@both_forms
+def test_jacfwd_and_jacrev_agree_with_the_plain_scan(data, reset_after):
+    params, x, h_0 = data
+    run = lambda function: lambda x: function(params, x, h_0, reset_after=reset_after)
+    plain = jax.jit(jax.jacrev(run(plain_gru)))(x)
+    close(jax.jit(jax.jacfwd(run(gru)))(x), plain)
+    close(jax.jit(jax.jacrev(run(gru)))(x), plain)
+
+
+def test_vmap_over_the_batch_is_the_batch(data):
+    params, x, h_0 = data
+    for strategy in STRATEGIES:
+        one = functools.partial(gru, params, **strategy)
+        many = jax.vmap(lambda x, h_0, length: one(x, h_0, seq_lengths=length), (1, 1, 0), 1)  # noqa: B023
+        close(many(x, h_0, jnp.asarray(LENGTHS)), one(x, h_0, seq_lengths=LENGTHS))
+
+
+def test_vmap_over_parameters_is_an_ensemble(data):
+    _, x, h_0 = data
+    keys = jax.random.split(jax.random.key(7), 3)
+    ensemble = jax.vmap(lambda key: init_params(key, CONFIG, jnp.float64))(keys)
+    run = jax.jit(jax.value_and_grad(scalar(gru)))
+    together = jax.jit(jax.vmap(run, in_axes=(0, None, None)))(ensemble, x, h_0)
+    for i in range(3):
+        alone = run(jax.tree.map(lambda a: a[i], ensemble), x, h_0)  # noqa: B023
+        close(jax.tree.map(lambda a: a[i], together), alone)  # noqa: B023
+
+
+def test_per_example_gradients_are_pytorchs():
+    torch.manual_seed(0)
+    module = torch.nn.GRU(3, 4, 2, bidirectional=True).double()
+    x = np.random.default_rng(0).standard_normal((5, 2, 3))
+    _, params = from_torch(module)
+    loss = lambda params, x: jnp.sum(gru(params, x)[0] ** 2)
+    ours = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 1)))(params, x)
+    for i in range(2):
+        theirs = torch.autograd.grad((module(torch.tensor(x[:, i]))[0] ** 2).sum(), list(module.parameters()))
+        for (name, _), gradient in zip(module.named_parameters(), theirs, strict=True):
+            kind, half, cell = name.split("_", 2)
+            ours_here = ours[cell][f"{kind}_{half}".replace("weight", "kernel")][i]
+            np.testing.assert_allclose(ours_here.T, gradient.numpy(), rtol=0, atol=1e-10)
+
+
+def test_jvp_is_torch_func_jvp():
+    torch.manual_seed(0)
+    module = torch.nn.GRUCell(3, 4).double()
+    x, d_x, h, d_h = (
+        torch.tensor(np.random.default_rng(i).standard_normal((2, n))) for i, n in enumerate((3, 3, 4, 4))
+    )
+    _, theirs = torch.autograd.functional.jvp(lambda x, h: module(x, h), (x, h), (d_x, d_h))
+    run = lambda x, h: gru(from_torch(module)[1], x[None], h[None])[0][0]
+    _, ours = jax.jvp(run, (x.numpy(), h.numpy()), (d_x.numpy(), d_h.numpy()))
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-10)
+
+
+def test_inside_a_scan_over_chunks_it_carries_its_state(data):
+    params = {"l0": data[0]["l0"]}
+    x, h_0 = jax.random.normal(jax.random.key(1), (12, 2, 3)), data[2][:1]
+
+    def chunked(params, x, h_0):
+        advance = lambda h, chunk: gru(params, chunk, h)[::-1]
+        h_n, output = jax.lax.scan(advance, h_0, x.reshape(4, 3, 2, 3))
+        return output.reshape(12, 2, 4), h_n
+
+    run = lambda function: jax.jit(jax.value_and_grad(scalar(function), argnums=(0, 1, 2)))(params, x, h_0)
+    close(run(chunked), run(gru))
+
+
+def test_checkpoint_around_it_changes_nothing(data):
+    run = lambda loss: jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*data)
+    close(run(jax.checkpoint(scalar(gru))), run(scalar(gru)))
+
+
+def test_eval_shape_runs_nothing_and_knows_the_shapes(data):
+    output, h_n = jax.eval_shape(gru, *data)
+    assert (output.shape, h_n.shape) == ((5, 2, 8), (4, 2, 4))
+    assert output.dtype == h_n.dtype == jnp.float64
+
+
+def test_a_gradient_with_respect_to_a_packed_sequence_is_a_packed_sequence(data):
+    from gru_jax import pack_padded_sequence, pad_packed_sequence
+
+    params, x, h_0 = data
+    packed = pack_padded_sequence(x, LENGTHS)
+    through_pack = jax.grad(lambda packed: jnp.sum(gru(params, packed, h_0)[0].data ** 2))(packed)
+    through_lengths = jax.grad(lambda x: jnp.sum(gru(params, x, h_0, seq_lengths=LENGTHS)[0] ** 2))(x)
+    close(pad_packed_sequence(through_pack)[0], through_lengths)
+
+
+def test_recomputing_takes_less_memory_and_grows_with_the_square_root_of_the_steps():
+    params = init_params(jax.random.key(0), GRUConfig(8, 16))
+
+    def temporaries(steps, remat):
+        gradient = jax.grad(lambda params, x: jnp.sum(gru(params, x, remat=remat)[1] ** 2))
+        compiled = jax.jit(gradient).lower(params, jnp.ones((steps, 32, 8))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1024, True) < temporaries(1024, None) / 3
+    assert temporaries(4096, True) < 2.5 * temporaries(1024, True)
+    assert temporaries(4096, None) > 3.5 * temporaries(1024, None)
+
+
+def test_the_weights_gradient_is_no_sum_inside_the_loop():
+    """What makes float32 gradients over 1,000 steps PyTorch's: the loop that runs backwards carries the state alone."""
+    params = init_params(jax.random.key(0), GRUConfig(8, 16))
+    gradient = jax.grad(lambda params, x: jnp.sum(gru(params, x)[0] ** 2))
+    loops = [e for e in _equations(jax.make_jaxpr(gradient)(params, jnp.ones((5, 2, 8)))) if e.primitive.name == "scan"]
+    assert len(loops) == 2
+    for loop in loops:
+        carried = loop.outvars[: loop.params["num_carry"]]
+        assert [v.aval.shape for v in carried] == [(2, 16)]
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):
+                yield from _equations(getattr(value, "jaxpr", value))

@@ -1,0 +1,53 @@
+"""The rule of exactness itself."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gru_jax.verify import distance, judge
+
+ONE = np.ones(3)
+EPS = np.finfo(np.float32).eps
+
+
+def test_distance_is_the_largest_absolute_difference():
+    assert distance([1.0, 2.0], [1.5, 1.0]) == 1.0
+    assert distance(np.zeros((0, 3)), np.zeros((0, 3))) == 0
+
+
+def test_nans_and_infinities_are_equal_only_to_themselves():
+    special = np.array([np.nan, np.inf, -np.inf])
+    assert distance(special, special) == 0
+    assert distance([np.nan], [0.0]) == distance([np.inf], [-np.inf]) == distance([0.0], [np.inf]) == np.inf
+
+
+def test_shapes_are_not_broadcast():
+    with pytest.raises(ValueError, match=r"distance: expected two arrays of one shape, got \[3\] and \[1, 3\]"):
+        distance(ONE, ONE[None])
+
+
+def test_float32_may_be_twice_as_far_as_the_original_and_no_further():
+    original = (ONE + 100 * EPS).astype(np.float32)
+    assert judge("x", (ONE - 199 * EPS).astype(np.float32), original, ONE).passed
+    assert not judge("x", (ONE - 202 * EPS).astype(np.float32), original, ONE).passed
+
+
+def test_where_the_original_is_exact_eight_units_in_the_last_place_are_allowed():
+    original = ONE.astype(np.float32)
+    assert judge("x", (ONE + 8 * EPS).astype(np.float32), original, ONE).passed
+    assert not judge("x", (ONE + 9 * EPS).astype(np.float32), original, ONE).passed
+
+
+def test_float64_must_be_within_1e_10():
+    assert judge("x", ONE + 9e-11, ONE, ONE).passed
+    assert not judge("x", ONE + 1.1e-10, ONE, ONE).passed
+
+
+def test_half_precision_is_measured_in_its_own_units():
+    ours = jnp.asarray(ONE, jnp.bfloat16) * (1 + jnp.finfo(jnp.bfloat16).eps)
+    assert judge("x", ours, ONE, ONE).passed
+    assert not judge("x", ours.astype(jnp.float32), ONE, ONE).passed
+
+
+def test_a_nan_fails():
+    assert not judge("x", np.full(3, np.nan, np.float32), ONE, ONE).passed
