@@ -5,7 +5,7 @@
     D   directions: 2 if bidirectional, else 1
 
 Every check reads static facts alone (shapes, dtypes, Python numbers), so it costs nothing in compiled code. The one
-exception is the values of `seq_lengths`, which are checked where they are known: not inside `jit`.
+exception is the values of lengths, which are checked where they are known: not inside `jit`.
 
 A message reads `{function}: expected {name} of shape {symbols} = {numbers}, got {actual}. {cause or fix}`.
 """
@@ -50,27 +50,26 @@ def check_input(function: str, x: Any, input_size: int, *, batch_first: bool) ->
         check_shape(function, "x", x, symbols, (None, None, input_size), fix)
 
 
-def check_seq_lengths(function: str, seq_lengths: Any, batch: Shape, steps: int) -> jax.Array | np.ndarray:
-    """Returns `seq_lengths` as an integer array of shape `batch`, its values within 0..`steps` where they are known.
+def check_lengths(function: str, name: str, lengths: Any, batch: Shape, steps: int) -> jax.Array | np.ndarray:
+    """Returns `lengths` as an int32 array of shape `batch`, its values within 0..`steps` where they are known.
 
     Raises:
       TypeError: if they are not integers.
       ValueError: if the shape is wrong, or a known length is negative or beyond `steps`.
     """
-    lengths = seq_lengths if isinstance(seq_lengths, jax.Array) else np.asarray(seq_lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"{function}: expected seq_lengths to be integers, got {lengths.dtype}.")
-    symbols = "N" if batch else ""
-    check_shape(function, "seq_lengths", lengths, symbols, batch, "One length a sequence; a scalar for unbatched x.")
+    lengths = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer) and lengths.size:
+        raise TypeError(f"{function}: expected {name} to be integers, got {lengths.dtype}.")
+    check_shape(function, name, lengths, "N" if batch else "", batch, "There is one length a sequence.")
     if not isinstance(lengths, Tracer):
         known = np.asarray(lengths)
         wrong = known[(known < 0) | (known > steps)]
         if wrong.size:
             raise ValueError(
-                f"{function}: expected seq_lengths within 0..L = 0..{steps}, got {wrong.tolist()}. "
+                f"{function}: expected {name} within 0..L = 0..{steps}, got {wrong.tolist()}. "
                 "A sequence can't be longer than the padded input."
             )
-    return lengths
+    return lengths.astype(np.int32)
 
 
 def check_dropout(function: str, dropout: Any, num_layers: int) -> None:

@@ -51,6 +51,7 @@ def gru_step(
       (3, 20)
     """
     input_size, hidden_size = check_cell("gru_step", params)
+    _shapes.check_flags("gru_step", reset_after=reset_after)
     _shapes.check_array("gru_step", "h", h)
     _shapes.check_array("gru_step", "x", x)
     batch = x.shape[:-1]

@@ -6,9 +6,9 @@ than PyTorch's. But the loop is needed only for what one state hands to the next
 
     dh_t = A_t dh_(t-1) + b_t         A_t = dh_t / dh_(t-1)         b_t: by way of the parameters and of x_t
 
-so `b` is computed for all steps at once, before the loop, and its transpose, the weights' gradient, in one large
-matmul after the loop that runs backwards. It is written as the rule of a `jax.custom_jvp`, which JAX transposes by
-itself, so forward mode, reverse mode and their compositions all work.
+so `b` is computed for many steps at once, before the loop, and its transpose, the weights' gradient, in large matmuls
+after the loop that runs backwards. It is written as the rule of a `jax.custom_jvp`, which JAX transposes by itself, so
+forward mode, reverse mode and their compositions all work.
 
     remat=None    stores what A and b need at every step: fastest to differentiate.
     remat=C       keeps one state every C steps and computes each block of C steps again when its gradient is due, so

@@ -56,6 +56,16 @@ class GRUCell(nn.RNNCellBase):
     recurrent_kernel_init: Initializer = pytorch_uniform
     bias_init: Initializer = pytorch_uniform
 
+    def __post_init__(self) -> None:
+        """Checks the arguments where the module is made."""
+        super().__post_init__()
+        self.config  # noqa: B018
+
+    @property
+    def config(self) -> GRUConfig:
+        """The sizes, checked."""
+        return GRUConfig(self.input_size, self.hidden_size, bias=self.bias, reset_after=self.reset_after)
+
     def setup(self) -> None:
         """Declares the parameters."""
         inits = {"kernel_ih": self.kernel_init, "kernel_hh": self.recurrent_kernel_init}
@@ -69,8 +79,7 @@ class GRUCell(nn.RNNCellBase):
 
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Advances the carry by one time step."""
-        config = GRUConfig(self.input_size, self.hidden_size, bias=self.bias)
-        check_declared("linen.GRUCell", config, {"l0": nn.meta.unbox(self.variables["params"])})
+        check_declared("linen.GRUCell", self.config, {"l0": nn.meta.unbox(self.variables["params"])})
         params, h, x = cast((self.params(), carry, inputs), self.dtype)
         h = gru_step(params, h, x, reset_after=self.reset_after, precision=self.precision).astype(carry.dtype)
         return h, h

@@ -73,6 +73,7 @@ class GRUCell(nnx.RNNCellBase):
 
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Advances the carry by one time step."""
+        check_declared("nnx.GRUCell", self.config, {"l0": _held(self)})
         params, h, x = cast((self.params(), carry, inputs), self.dtype)
         h = gru_step(params, h, x, reset_after=self.config.reset_after, precision=self.precision)
         h = h.astype(carry.dtype)
@@ -191,7 +192,8 @@ class GRU(nnx.Module):
         if self.rngs is not None and not deterministic:
             dropout, key = config.dropout, self.rngs() if rngs is None else rngs.dropout()
         params = {name: getattr(self, name).params() for name in input_sizes(config)}
-        check_declared("nnx.GRU", config, params)
+        cells = {name: _held(cell) for name, cell in vars(self).items() if isinstance(cell, GRUCell)}
+        check_declared("nnx.GRU", config, cells | _held(self))
         params, x, h_0 = cast((params, x, h_0), self.dtype)
         return stack.gru(
             params,
@@ -211,3 +213,8 @@ class GRU(nnx.Module):
         """What `nnx.view(module, deterministic=...)` calls."""
         if deterministic is not None:
             self.deterministic = deterministic
+
+
+def _held(module: nnx.Module) -> dict[str, Any]:
+    """The arrays that hang on a module: its parameters, and what nnx.update may have put beside them."""
+    return {name: value for name, value in vars(module).items() if hasattr(value, "shape")}

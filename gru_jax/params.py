@@ -9,6 +9,7 @@ the (3H, H) layout. Where `bias=False` the bias_* keys are absent.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +23,10 @@ from gru_jax import _shapes
 CellParams = Mapping[str, jax.Array]
 GRUParams = Mapping[str, CellParams]
 Tree = TypeVar("Tree")
+
+_LEGEND = (
+    'GRUParams is {"l0": CellParams, "l0_reverse": ...}, CellParams {"kernel_ih": array, "kernel_hh": array, ...}.'
+)
 
 
 @dataclass(frozen=True)
@@ -175,16 +180,15 @@ def check_params(function: str, params: GRUParams) -> GRUConfig:
             f"{function}: expected params of a GRU, with l0/kernel_ih of shape [I, 3H] and l0/kernel_hh of shape "
             f'[H, 3H], found {found}. A single cell goes in as {{"l0": cell}}.'
         )
-    layers = [int(name[1:]) for name in params if name[:1] == "l" and name[1:].isdecimal()]
+    layers = [int(name[1:]) for name in map(str, params) if re.fullmatch(r"l[0-9]{1,6}", name)]
     config = GRUConfig(
         input_size=kernel_ih[0],
         hidden_size=kernel_hh[0],
         num_layers=min(max(layers), len(actual)) + 1,
         bias=any(key.split("/")[1].startswith("bias") for key in actual),
-        bidirectional=any(name.endswith("_reverse") for name in params),
+        bidirectional=any(str(name).endswith("_reverse") for name in params),
     )
-    expected = {f"{name}/{key}": shape for name, cell in param_shapes(config).items() for key, shape in cell.items()}
-    _shapes.check_keys(function, "params", expected, actual)
+    _shapes.check_keys(function, "params", _flat_shapes(param_shapes(config)), actual)
     return config
 
 
@@ -207,13 +211,10 @@ def check_declared(function: str, config: GRUConfig, params: GRUParams) -> None:
     _shapes.check_keys(function, "params", _flat_shapes(param_shapes(config)), _flat_shapes(params))
 
 
-def _flat_shapes(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+def _flat_shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{"l0/kernel_ih": shape, ...} of a tree of arrays, or of shapes."""
-    return {
-        f"{name}/{key}": tuple(getattr(leaf, "shape", leaf))
-        for name, cell in tree.items()
-        for key, leaf in cell.items()
-    }
+    cells = {name: cell if isinstance(cell, Mapping) else {"": cell} for name, cell in tree.items()}
+    return {f"{name}/{key}": tuple(getattr(a, "shape", a)) for name, cell in cells.items() for key, a in cell.items()}
 
 
 def cast(tree: Tree, dtype: DTypeLike | None) -> Tree:
@@ -226,12 +227,9 @@ def _checked_shapes(function: str, name: str, cell: CellParams) -> dict[str, tup
     """Returns the shapes of one cell's arrays, each checked to be a floating array."""
     if not isinstance(cell, Mapping):
         kind = type(cell).__name__
-        raise TypeError(
-            f"{function}: expected {name} to be a dict of arrays, got {kind}. GRUParams is a dict of cells, "
-            'CellParams, by name: {"l0": {"kernel_ih": ..., "kernel_hh": ...}, "l0_reverse": ...}.'
-        )
+        raise TypeError(f"{function}: expected {name} to be a dict of arrays, got {kind}. {_LEGEND}")
     for key, array in cell.items():
         if not hasattr(array, "shape") or not jnp.issubdtype(array.dtype, jnp.floating):
             kind = getattr(array, "dtype", type(array).__name__)
-            raise TypeError(f"{function}: expected {name}/{key} to be a floating array, got {kind}.")
+            raise TypeError(f"{function}: expected {name}/{key} to be a floating array, got {kind}. {_LEGEND}")
     return {key: tuple(array.shape) for key, array in cell.items()}

@@ -98,7 +98,7 @@ def pack_padded_sequence(
         raise TypeError(f"{name}: expected input to be an array of at least two axes, got {_described(input)}.")
     padded = jnp.swapaxes(input, 0, 1) if batch_first else jnp.asarray(input)
     steps, batch = padded.shape[:2]
-    known = np.asarray(_shapes.check_seq_lengths(name, lengths, (batch,), steps), np.int64)
+    known = np.asarray(_shapes.check_lengths(name, "lengths", lengths, (batch,), steps), np.int64)
     descending = bool(np.all(known[:-1] >= known[1:]))
     if enforce_sorted and not descending:
         raise ValueError(
@@ -144,7 +144,7 @@ def pad_packed_sequence(
     """
     name = "pad_packed_sequence"
     if not isinstance(sequence, PackedSequence):
-        raise TypeError(f"{name}: expected a PackedSequence, got {type(sequence).__name__}.")
+        raise TypeError(f"{name}: expected a gru_jax.PackedSequence, got {type(sequence)}.")
     rows, (longest, batch) = int(np.sum(sequence.batch_sizes)), _padded_shape(sequence)
     if sequence.data.shape[0] != rows:
         raise ValueError(

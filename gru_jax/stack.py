@@ -55,8 +55,8 @@ def gru(
       dropout_key: a JAX random key; required where dropout > 0.
       reset_after: False for the original paper's new gate, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
       precision: of every matmul, as in `jax.lax.dot`. On a GPU or TPU only "highest" computes float32 as PyTorch does.
-      remat: what the gradient computes again instead of storing it. None: nothing. True: each step's gates, so that
-        only states are stored. An integer C: all but one state every C steps.
+      remat: what the gradient computes again instead of storing it. None: nothing. An integer C: all but one state
+        every C steps. True: C = sqrt(L), which takes the least memory.
       unroll: time steps in one iteration of the compiled loop.
 
     Returns:
@@ -104,13 +104,15 @@ def gru(
     symbols = "num_layers*D, N, H" if batch else "num_layers*D, H"
     _shapes.check_shape("gru", "h_0", h_0, symbols, state_shape, "h_0 is never batch-first.")
     if seq_lengths is not None:
-        seq_lengths = _shapes.check_seq_lengths("gru", seq_lengths, tuple(batch), steps)
+        seq_lengths = _shapes.check_lengths("gru", "seq_lengths", seq_lengths, tuple(batch), steps)
 
     dtype = jnp.result_type(dense, h_0, *jax.tree.leaves(params))
+    # Zeros that are sharded, and under shard_map vary over the mesh, as x is: a scan's state must begin as it goes on.
+    varying = jnp.zeros_like(dense.sum(axis=(0, -1)), dtype=dtype)[..., None]
     output, h_n = _layers(
         {name: dict(cell) for name, cell in params.items()},
         dense.astype(dtype),
-        jnp.asarray(h_0, dtype),
+        jnp.asarray(h_0, dtype) + varying,
         seq_lengths,
         dropout_key,
         bidirectional=config.bidirectional,
@@ -156,6 +158,7 @@ def stacked_step(
       ((3, 20), (2, 3, 20))
     """
     config = check_params("stacked_step", params)
+    _shapes.check_flags("stacked_step", reset_after=reset_after)
     if config.bidirectional:
         raise ValueError(
             "stacked_step: expected params of one direction, got l0_reverse. The reverse direction begins at the "

@@ -100,6 +100,10 @@ def test_parameters_that_the_module_does_not_declare_are_refused_not_dropped():
 
 
 def test_wrong_arguments_are_refused_where_the_module_is_made():
+    with pytest.raises(ValueError, match="expected hidden_size to be at least 1, got -1"):
+        linen.GRUCell(5, -1)
+    with pytest.raises(TypeError, match="expected reset_after to be a bool, got str"):
+        linen.GRUCell(5, 4, True, "x")
     with pytest.raises(ValueError, match="GRUConfig: expected hidden_size to be at least 1, got 0"):
         linen.GRU(5, 0)
     with pytest.raises(TypeError, match="expected bias to be a bool, got float"):

@@ -186,6 +186,22 @@ def test_parameters_of_another_shape_are_refused_not_broadcast():
         module(X)
 
 
+def test_parameters_that_the_module_does_not_declare_are_refused_not_dropped():
+    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    module = GRU(5, 4, bias=False, rngs=nnx.Rngs(0))
+    nnx.update(module, params)
+    with pytest.raises(ValueError, match=r"(?s)nnx.GRU: .*unexpected: l0/bias_hh \[12\]"):
+        module(X)
+    module = GRU(5, 4, rngs=nnx.Rngs(0))
+    nnx.update(module, params["l0"])
+    with pytest.raises(ValueError, match=r"(?s)nnx.GRU: .*unexpected: kernel_ih/"):
+        module(X)
+    cell = GRUCell(5, 4, bias=False, rngs=nnx.Rngs(0))
+    nnx.update(cell, params["l0"])
+    with pytest.raises(ValueError, match=r"(?s)nnx.GRUCell: .*unexpected: l0/bias_hh \[12\]"):
+        cell(jnp.zeros((3, 4)), X[0])
+
+
 def test_one_step_of_adam_lowers_the_loss():
     module = GRU(5, 4, num_layers=2, bidirectional=True, dropout=0.1, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(module, optax.adam(1e-2), wrt=nnx.Param)

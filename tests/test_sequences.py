@@ -126,5 +126,5 @@ def test_pad_packed_sequence_refuses_what_does_not_hold_together():
         pad_packed_sequence(packed, total_length=3)
     with pytest.raises(ValueError, match=r"data with sum\(batch_sizes\) = 6 rows, got 5"):
         pad_packed_sequence(packed._replace(data=packed.data[1:]))
-    with pytest.raises(TypeError, match="expected a PackedSequence, got tuple"):
+    with pytest.raises(TypeError, match="expected a gru_jax.PackedSequence, got <class 'tuple'>"):
         pad_packed_sequence(tuple(packed))

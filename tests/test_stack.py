@@ -321,7 +321,7 @@ X = jnp.ones((3, 2, 5))
         ((PARAMS, X, jnp.ones((2, 2, 4))), ValueError, r"h_0 of shape \[num_layers\*D, N, H\] = \[1, 2, 4\], got"),
         ((PARAMS, X[:, 0], jnp.ones((1, 1, 4))), ValueError, r"h_0 of shape \[num_layers\*D, H\] = \[1, 4\], got"),
         ((PARAMS, X, [[0.0]]), TypeError, "expected h_0 to be a JAX or NumPy array"),
-        ((PARAMS["l0"], X), TypeError, r"gru: expected \w+ to be a dict of arrays, got .*GRUParams is a dict of cells"),
+        ((PARAMS["l0"], X), TypeError, r"gru: expected \w+ to be a dict of arrays, got .*GRUParams is "),
         (([PARAMS], X), TypeError, "gru: expected params to be a dict of arrays, got list"),
     ],
 )
@@ -387,3 +387,26 @@ def test_the_measure_can_fail():
     slipped = cell | {"bias_hh": cell["bias_hh"] * (1 + 1e-4)}
     for wrong in (swapped, unbiased, slipped):
         assert not judge("output", gru({"l0": wrong}, inputs["x"], inputs["h_0"])[0], original, reference).passed
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_a_batch_on_a_mesh_needs_no_h_0_of_its_own(kind):
+    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2, bidirectional=True))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
+    over_batch = jax.sharding.PartitionSpec(None, "data")
+    loss = lambda params, x: sum(jnp.sum(a**2) for a in gru(params, x))
+    if kind == jax.sharding.AxisType.Auto:
+        run = jax.shard_map(gru, mesh=mesh, in_specs=(jax.P(), over_batch), out_specs=(over_batch, over_batch))
+        chex.assert_trees_all_close(run(params, X), gru(params, X), rtol=0, atol=1e-6)
+        return
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(X, jax.sharding.NamedSharding(mesh, over_batch))
+        gradients = jax.jit(jax.grad(loss))(params, placed)
+    chex.assert_trees_all_close(jax.device_get(gradients), jax.grad(loss)(params, X), rtol=0, atol=1e-5)
+
+
+def test_lengths_of_any_integer_dtype_go_through_strict_promotion():
+    lengths = [np.array([1, 3], dtype) for dtype in (np.uint8, np.int16, np.int64)]
+    with jax.numpy_dtype_promotion("strict"):
+        for given in lengths:
+            chex.assert_trees_all_equal(gru(PARAMS, X, seq_lengths=given), gru(PARAMS, X, seq_lengths=[1, 3]))

@@ -49,5 +49,16 @@ def test_half_precision_is_measured_in_its_own_units():
     assert not judge("x", ours.astype(jnp.float32), ONE, ONE).passed
 
 
-def test_a_nan_fails():
+def test_a_nan_fails_and_so_does_everything_where_the_original_is_not_finite_though_its_float64_is():
     assert not judge("x", np.full(3, np.nan, np.float32), ONE, ONE).passed
+    for broken in (np.nan, np.inf):
+        original = np.array([1, broken, 1], np.float32)
+        assert not judge("x", np.array([1, 1, 999], np.float32), original, ONE).passed
+        assert not judge("x", original, original, ONE).passed
+
+
+def test_where_the_reference_is_not_finite_either_the_rest_is_judged():
+    for special in (np.nan, np.inf):
+        reference = np.array([1, special, 1])
+        assert judge("x", reference.astype(np.float32), reference, reference).passed
+        assert not judge("x", np.array([1, special, 999], np.float32), reference, reference).passed

@@ -31,7 +31,7 @@ from gru_jax.params import (
     stack_shapes,
 )
 
-_NAME = re.compile(r"(?:weight|bias)_(?:ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
+_NAME = re.compile(r"(?:weight|bias)_(?:ih|hh)(?:_l(?P<layer>[0-9]{1,6})(?P<reverse>_reverse)?)?")
 _OTHERS = {1: "a plain RNN", 4: "an LSTM"}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -63,15 +63,16 @@ def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, dict[str, dict
       >>> config.input_size, config.hidden_size, params["l0"]["kernel_ih"].shape
       (10, 20, (10, 60))
     """
+    if not isinstance(prefix, str):
+        raise TypeError(f"from_torch: expected prefix to be a str, got {type(prefix).__name__}.")
     prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
     state_dict, options = _state_dict(source, prefix)
     held = {str(key)[len(prefix) :]: value for key, value in state_dict.items() if str(key).startswith(prefix)}
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in held.items()}
     if not any(_NAME.fullmatch(name) for name in shapes):
-        grus = ", ".join(map(repr, find_grus(state_dict))) or "none"
-        raise ValueError(
-            f"from_torch: expected a GRU at prefix {prefix!r}, found none. Prefixes that hold one: {grus}."
-        )
+        nested = [key for key, value in state_dict.items() if isinstance(value, Mapping)]
+        hint = f" It holds dicts, at {nested}: pass one of them, a state_dict." if nested else ""
+        raise ValueError(f"from_torch: expected a GRU at prefix {prefix!r}, found none. {_prefixes(state_dict)}{hint}")
     config = dataclasses.replace(_read_config("from_torch", prefix, shapes), **options)
 
     arrays = {name: _to_numpy(f"{prefix}{name}", value) for name, value in held.items()}
@@ -162,18 +163,22 @@ def _state_dict(source: Any, prefix: str) -> tuple[Mapping[str, Any], dict[str, 
     """Returns the state_dict, and what a module tells beyond it."""
     if isinstance(source, Mapping):
         return source, {}
-    if not hasattr(source, "state_dict") or not hasattr(source, "named_modules"):
+    if isinstance(source, type) or not hasattr(source, "state_dict") or not hasattr(source, "named_modules"):
         raise TypeError(f"from_torch: expected a PyTorch module or a state_dict, got {type(source).__name__}.")
     module = dict(source.named_modules()).get(prefix[:-1])
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
     if not kinds & {"torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.GRUCell"}:
-        grus = ", ".join(map(repr, find_grus(source.state_dict()))) or "none"
+        kind = "no module" if module is None else f"{type(module).__module__}.{type(module).__name__}"
         raise TypeError(
-            f"from_torch: expected a torch.nn.GRU or GRUCell at prefix {prefix!r}, got {type(module).__name__}. "
-            f"Prefixes that hold one: {grus}."
+            f"from_torch: expected a torch.nn.GRU or GRUCell at prefix {prefix!r}, got {kind}. "
+            f"{_prefixes(source.state_dict())} Its state_dict() may be passed instead."
         )
     told = ("batch_first", "dropout")
     return source.state_dict(), {name: getattr(module, name) for name in told if hasattr(module, name)}
+
+
+def _prefixes(state_dict: Mapping[str, Any]) -> str:
+    return f"Prefixes that hold one: {', '.join(map(repr, find_grus(state_dict))) or 'none'}."
 
 
 def _read_config(function: str, prefix: str, shapes: Shapes) -> GRUConfig:
@@ -231,12 +236,16 @@ def _our_name(name: str) -> tuple[str, str]:
 
 def _to_numpy(name: str, value: Any) -> np.ndarray:
     """Returns a tensor's numbers without touching it; bfloat16 by way of float32, which holds all of it."""
+    kind = getattr(value, "dtype", type(value).__name__)
+    expected = f"from_torch: expected {name} to be a dense tensor of a floating dtype of at most 64 bits, got {kind}."
     if hasattr(value, "detach"):
-        tensor = value.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":
-            return tensor.float().numpy().astype(jnp.bfloat16)
-        value = tensor.numpy()
-    if not isinstance(value, np.ndarray | jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise TypeError(f"from_torch: expected {name} to be a tensor of a floating dtype, got {kind}.")
-    return np.asarray(value)
+        try:
+            tensor = value.detach().cpu().resolve_neg()
+            half = str(tensor.dtype) == "torch.bfloat16"
+            value = tensor.float().numpy().astype(jnp.bfloat16) if half else tensor.numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, quantized, on the meta device, ...
+            raise TypeError(f"{expected} {error}") from error
+    is_array = isinstance(value, np.ndarray | jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)
+    if not is_array or value.dtype.itemsize > 8:
+        raise TypeError(expected)
+    return np.asarray(value, value.dtype.newbyteorder("="))
