@@ -115,7 +115,8 @@ def _matmul(x: jax.Array, kernel: jax.Array, precision: PrecisionLike) -> jax.Ar
     XLA on CPU adds the K terms of a matrix-vector product one after the other, PyTorch in several sums side by side,
     which on trained weights (K = 256) stays five times closer to the truth. Eight sums are as close as PyTorch's. As
     one batched product they cost little: 1.8, 14.6 and 44.5 microseconds for K = 96, 256 and 512, against 1.8, 11.1
-    and 49.7 in one sum; from two rows on it would be several times slower, and PyTorch's nn.GRU is no closer either.
+    and 49.7 in one sum. From two rows on it would be several times slower, and PyTorch's nn.GRU is no closer either.
+    A vmap over single rows can't be seen from here and pays that price: a batch is faster than a vmap over sequences.
     """
     size = kernel.shape[0]
     parts = next(d for d in range(8, 0, -1) if size % d == 0)

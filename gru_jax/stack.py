@@ -97,6 +97,8 @@ def gru(
     dense = jnp.swapaxes(dense, 0, 1) if batch_first else jnp.asarray(dense)
 
     steps, *batch, _ = dense.shape
+    if remat and not isinstance(steps, int):
+        raise ValueError(f"gru: expected remat=None with a symbolic number of steps, L = {steps}, got {remat}.")
     state_shape = (config.num_layers * config.num_directions, *batch, config.hidden_size)
     if h_0 is None:
         h_0 = jnp.zeros(state_shape, dense.dtype)

@@ -94,8 +94,9 @@ def _affine(x: jax.Array, params: CellParams, half: str, precision: PrecisionLik
     64 rows each is closer than PyTorch, and about as fast as one.
     """
     kernel = params[f"kernel_{half}"]
-    size = max(1, 64 // max(1, math.prod(x.shape[1:-1])))
-    count = x.shape[0] // size
+    known = all(isinstance(size, int) for size in x.shape)  # not so in an export with symbolic sizes
+    size = max(1, 64 // max(1, math.prod(x.shape[1:-1]))) if known else 0
+    count = x.shape[0] // size if known else 0
     if count > 1:
         blocks = x[: count * size].reshape(count, size, *x.shape[1:])
         head = jax.lax.map(lambda block: _product(block, kernel, precision), blocks)

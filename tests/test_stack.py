@@ -6,6 +6,7 @@ import random
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -403,6 +404,17 @@ def test_a_batch_on_a_mesh_needs_no_h_0_of_its_own(kind):
         placed = jax.device_put(X, jax.sharding.NamedSharding(mesh, over_batch))
         gradients = jax.jit(jax.grad(loss))(params, placed)
     chex.assert_trees_all_close(jax.device_get(gradients), jax.grad(loss)(params, X), rtol=0, atol=1e-5)
+
+
+def test_symbolic_sizes_can_be_exported_forward_and_gradient():
+    steps, batch = jax.export.symbolic_shape("l, n")
+    args = PARAMS, jax.ShapeDtypeStruct((steps, batch, 5), jnp.float32)
+    for function in (gru, jax.grad(lambda params, x: jnp.sum(gru(params, x)[0] ** 2))):
+        exported = jax.export.export(jax.jit(function))(*args)
+        for x in (X, jnp.ones((70, 4, 5))):
+            chex.assert_trees_all_close(exported.call(PARAMS, x), function(PARAMS, x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="expected remat=None with a symbolic number of steps, L = l, got 2"):
+        jax.export.export(jax.jit(lambda params, x: gru(params, x, remat=2)))(*args)
 
 
 def test_lengths_of_any_integer_dtype_go_through_strict_promotion():
