@@ -109,12 +109,10 @@ def gru(
         seq_lengths = _shapes.check_lengths("gru", "seq_lengths", seq_lengths, tuple(batch), steps)
 
     dtype = jnp.result_type(dense, h_0, *jax.tree.leaves(params))
-    # Zeros that are sharded, and under shard_map vary over the mesh, as x is: a scan's state must begin as it goes on.
-    varying = jnp.zeros_like(dense.sum(axis=(0, -1)), dtype=dtype)[..., None]
     output, h_n = _layers(
         {name: dict(cell) for name, cell in params.items()},
         dense.astype(dtype),
-        jnp.asarray(h_0, dtype) + varying,
+        jnp.asarray(h_0, dtype),
         seq_lengths,
         dropout_key,
         bidirectional=config.bidirectional,
@@ -204,6 +202,8 @@ def _layers(
         scan_layer, reset_after=reset_after, precision=precision, remat=remat, unroll=unroll
     )
     directions = [forward, _backward(forward)] if bidirectional else [forward]
+    # Add zeros that are sharded, and under shard_map vary over the mesh, as x is: a scan must begin as it goes on.
+    h_0 = h_0 + jnp.zeros_like(x.sum(axis=(0, -1)))[..., None]
     mask = None
     if seq_lengths is not None:
         mask = length_mask(seq_lengths, x.shape[0])
