@@ -80,9 +80,12 @@ class GRUCell(nnx.RNNCellBase):
         return h, h
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> jax.Array:
-        """Zeros [..., H] for an input [..., I]; draws no random number, so `rngs` may be None."""
+        """Zeros [..., H] for an input [..., I], drawn from no `rngs`; or what `carry_init` makes of a key of theirs."""
         shape = (*input_shape[:-1], self.config.hidden_size)
-        return jnp.zeros(shape, self.param_dtype) if carry_init is None else carry_init(rngs, shape, self.param_dtype)
+        if carry_init is None:
+            return jnp.zeros(shape, self.param_dtype)
+        key = rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs()
+        return carry_init(key, shape, self.param_dtype)
 
     @property
     def num_feature_axes(self) -> int:

@@ -92,6 +92,16 @@ def test_second_derivatives_are_those_of_the_plain_scan(data, reset_after):
 
 
 @both_forms
+def test_derivatives_summed_in_blocks_of_time_are_those_of_the_plain_scan(reset_after, x64):
+    keys = jax.random.split(jax.random.key(0), 3)  # 37 steps of 4 rows: two blocks of 16 steps, and a rest of 5.
+    params = init_params(keys[0], GRUConfig(3, 4, bidirectional=True), jnp.float64)
+    data = params, jax.random.normal(keys[1], (37, 4, 3)), jax.random.normal(keys[2], (2, 4, 4))
+    ours, plain = (scalar(function, reset_after=reset_after) for function in (gru, plain_gru))
+    for derive in (first_derivatives, second_derivatives):
+        chex.assert_trees_all_close(derive(ours, data), derive(plain, data), rtol=1e-11, atol=1e-10)
+
+
+@both_forms
 def test_jacfwd_and_jacrev_agree_with_the_plain_scan(data, reset_after):
     params, x, h_0 = data
     run = lambda function: lambda x: function(params, x, h_0, reset_after=reset_after)

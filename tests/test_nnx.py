@@ -166,7 +166,11 @@ def test_two_cells_inside_flaxs_bidirectional_are_a_bidirectional_torch_gru():
 def test_the_cell_keeps_the_dtype_of_its_carry_and_draws_nothing():
     for options in ({"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}):
         nnx.RNN(GRUCell(5, 4, **options, rngs=nnx.Rngs(0)))(X)
-    assert GRUCell(5, 4, rngs=nnx.Rngs(0)).initialize_carry((3, 5)).shape == (3, 4)
+    cell = GRUCell(5, 4, rngs=nnx.Rngs(0))
+    chex.assert_trees_all_equal(cell.initialize_carry((3, 5)), jnp.zeros((3, 4)))
+    normal = jax.nn.initializers.normal()
+    for rngs in (nnx.Rngs(0), nnx.Rngs(0).carry):
+        assert cell.initialize_carry((3, 5), rngs, normal).std() > 0
 
 
 def test_wrong_arguments_are_refused():
