@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gru_jax import from_torch, gru, pack_padded_sequence, pad_packed_sequence
-from gru_jax.verify import judge
+from gru_jax.verify import judge, typical
 
 torch.set_num_threads(1)  # one test process a core
 
@@ -125,8 +125,8 @@ def our_runner(case, lengths, **options):
 def compare(case, dtype, module=None, xs=None, **options):
     """Runs one case in both and returns a verdict on every array.
 
-    A case of few numbers is run on several inputs and judged over all of them: over a few numbers alone either side
-    may be exact, or unlucky, by chance.
+    On one input either side may be unlucky by chance. So where an array misses its bound on the first input, the
+    median of nine inputs decides; of real inputs, the median of all.
 
     Args:
       case: what to run.
@@ -139,16 +139,20 @@ def compare(case, dtype, module=None, xs=None, **options):
     # The float32 weights, widened where the dtype is wider: the same numbers everywhere.
     _, params = from_torch({name: w.detach().numpy().astype(dtype) for name, w in module.state_dict().items()})
     run = our_runner(case, random_inputs(case)["lengths"], **options)
-    runs = defaultdict(list)
-    for seed in range(max(1, 64 // (case.size[1] * case.size[3])) if xs is None else len(xs)):
+
+    def judge_input(seed):
         inputs = random_inputs(case, seed) | ({} if xs is None else {"x": xs[seed]})
         reference = run_torch(case, module, inputs, "float64")
         original = reference if dtype == "float64" else run_torch(case, module, inputs, "float32")
         ours = run(params, {name: jnp.asarray(a, dtype) for name, a in inputs.items() if name != "lengths"})
         assert ours.keys() == reference.keys()
-        for name in reference:
-            runs[name].append((ours[name], original[name], reference[name]))
-    return [judge(name, *map(np.stack, zip(*trios, strict=True))) for name, trios in runs.items()]
+        return [judge(name, ours[name], original[name], reference[name]) for name in reference]
+
+    verdicts = judge_input(0)
+    if xs is None and all(verdict.passed for verdict in verdicts):
+        return verdicts
+    rest = [judge_input(seed) for seed in range(1, 9 if xs is None else len(xs))]
+    return [typical(of_one_array) for of_one_array in zip(verdicts, *rest, strict=True)]
 
 
 def assert_exact(verdicts):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gru_jax.verify import distance, judge
+from gru_jax.verify import Verdict, distance, judge, typical
 
 ONE = np.ones(3)
 EPS = np.finfo(np.float32).eps
@@ -62,3 +62,12 @@ def test_where_the_reference_is_not_finite_either_the_rest_is_judged():
         reference = np.array([1, special, 1])
         assert judge("x", reference.astype(np.float32), reference, reference).passed
         assert not judge("x", np.array([1, special, 999], np.float32), reference, reference).passed
+
+
+def test_over_several_inputs_the_median_decides_and_a_broken_input_counts_as_a_miss():
+    good, better, bad = (Verdict("x", distance, 1.0, 2.0) for distance in (1.5, 0.5, 2.5))
+    exact, broken = Verdict("x", 0.0, 0.0, 0.0), Verdict("x", np.inf, np.inf, np.inf)
+    assert typical([bad, good, better]) == good
+    assert not typical([bad, good, broken]).passed
+    assert typical([broken, exact, good]) == good
+    assert typical([bad]) == bad
