@@ -18,17 +18,20 @@ forward mode, reverse mode and their compositions all work.
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import PrecisionLike
 
 from gru_jax import _shapes
-from gru_jax.cell import gates, new_state, step
+from gru_jax.cell import gates, input_gates, new_state
 from gru_jax.params import CellParams
-from gru_jax.scan import scan_time
-from gru_jax.tangent import RESET_AFTER, RESET_BEFORE, Slopes, input_gates_tangent
+from gru_jax.scan import scan_blocks, scan_time
+from gru_jax.strategy import Strategy, choose
+from gru_jax.tangent import RESET_AFTER, RESET_BEFORE, Slopes, Tangent, input_gates_tangent
 
+BLOCK = 64
 Remat = bool | int | None
 
 
@@ -50,58 +53,101 @@ def scan_layer(
     unroll: int,
 ) -> tuple[jax.Array, jax.Array]:
     """One layer, one direction, over x [L, ..., I]. Returns (states [L, ..., H], h_n [..., H])."""
-    scan = functools.partial(_scan_stored, reset_after, precision, unroll)
-    if remat is None or remat is False or x.shape[0] == 0:
-        return scan(params, x, h_0, mask)
-    size = math.isqrt(x.shape[0]) if remat is True else remat
+    how = How(reset_after, precision, unroll, choose(x, h_0))
+    if not remat or x.shape[0] == 0:
+        return _scan(how, params, x, h_0, mask)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # Needed outside loops only; it would hinder fusion in one.
     def scan_block(h: jax.Array, block: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
-        states, h_n = scan(params, block[0], h, block[1])
-        return h_n, states
+        return _scan(how, params, block[0], h, block[1])
 
-    count = x.shape[0] // size
-    whole = count * size
-    blocks = jax.tree.map(lambda a: a[:whole].reshape(count, size, *a.shape[1:]), (x, mask))
-    h, states = jax.lax.scan(scan_block, h_0, blocks)
-    states = states.reshape(whole, *h_0.shape)
-    if whole == x.shape[0]:
-        return states, h
-    h, rest = scan_block(h, jax.tree.map(lambda a: a[whole:], (x, mask)))
-    return jnp.concatenate([states, rest]), h
+    size = math.isqrt(x.shape[0]) if remat is True else remat
+    return scan_blocks(scan_block, size, h_0, (x, mask))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _scan_stored(reset_after, precision, unroll, params, x, h_0, mask):
-    """The plain scan of one step, and what it computes outside of any differentiation."""
+class How(NamedTuple):
+    """What is static about one scan."""
 
-    def advance(h: jax.Array, x_t: jax.Array) -> tuple[jax.Array, None]:
-        return step(params, h, x_t, reset_after=reset_after, precision=precision), None
+    reset_after: bool
+    precision: PrecisionLike
+    unroll: int
+    strategy: Strategy
 
-    states, _, h_n = scan_time(advance, h_0, x, mask, unroll=unroll)
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _scan(
+    how: How, params: CellParams, x: jax.Array, h_0: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The scan of one step, and what it computes outside of any differentiation."""
+    states, _, h_n = _scan_gates(how, params, x, h_0, mask, keep=False)
     return states, h_n
 
 
-@_scan_stored.defjvp
-def _scan_stored_jvp(reset_after, precision, unroll, primals, tangents):
+def _scan_gates(how, params, x, h_0, mask, *, keep):
+    """The scan of one step; where told to keep them, the gates of every step are stored."""
+    hoist = how.strategy.hoist
+
+    def advance(h: jax.Array, at_t: Any) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+        igates = at_t if hoist else input_gates(params, at_t, how.precision)
+        r, z, n, scaled = gates(params, h, igates, reset_after=how.reset_after, precision=how.precision)
+        return new_state(h, z, n), (r, z, n, scaled) if keep else None
+
+    inputs = input_gates(params, x, how.precision) if hoist else x
+    return scan_time(advance, h_0, inputs, mask, unroll=how.unroll)
+
+
+@_scan.defjvp
+def _scan_jvp(how, primals, tangents):
     params, x, h_0, mask = primals
-    dparams, dx, dh_0, _ = tangents
-    tangent = RESET_AFTER if reset_after else RESET_BEFORE
-    kernel_hh = params["kernel_hh"]
-
-    def advance(h: jax.Array, x_t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        r, z, n, scaled = gates(params, h, x_t, reset_after=reset_after, precision=precision)
-        return new_state(h, z, n), (r, z, n, scaled)
-
-    states, stored, h_n = scan_time(advance, h_0, x, mask, unroll=unroll)
+    keep = not how.strategy.recompute
+    states, stored, h_n = _scan_gates(how, params, x, h_0, mask, keep=keep)
     before = jnp.concatenate([h_0[None], states])[:-1]  # the state before each step
-    slopes = tangent.slopes(before, *stored)
-    di = input_gates_tangent(params, x, dparams, dx, precision)
-    b = tangent.through_rest(before, di, kernel_hh, dparams, precision, *slopes)
-
-    def advance_tangent(dh: jax.Array, at_t: tuple[Slopes, jax.Array]) -> tuple[jax.Array, None]:
-        slopes_t, b_t = at_t
-        return tangent.through_state(dh, kernel_hh, precision, *slopes_t) + b_t, None
-
-    dstates, _, dh_n = scan_time(advance_tangent, dh_0, (slopes, b), mask, unroll=unroll)
+    derive = _tangent_of_stored if keep else _tangent_of_recomputed
+    dstates, dh_n = derive(how, primals, tangents, before, stored)
     return (states, h_n), (dstates, dh_n)
+
+
+def _tangent_of_stored(how, primals, tangents, before, stored):
+    """A and b of all steps at once, from the stored gates; the loop does A dh + b alone."""
+    params, x, _, mask = primals
+    dparams, dx, dh_0, _ = tangents
+    tangent, kernel_hh = _tangent(how), params["kernel_hh"]
+    slopes = tangent.slopes(before, *stored)
+    di = input_gates_tangent(params, x, dparams, dx, how.precision)
+    b = tangent.through_rest(before, di, kernel_hh, dparams, how.precision, *slopes)
+
+    def advance(dh: jax.Array, at_t: tuple[Slopes, jax.Array]) -> tuple[jax.Array, None]:
+        slopes_t, b_t = at_t
+        return tangent.through_state(dh, kernel_hh, how.precision, *slopes_t) + b_t, None
+
+    dstates, _, dh_n = scan_time(advance, dh_0, (slopes, b), mask, unroll=how.unroll)
+    return dstates, dh_n
+
+
+def _tangent_of_recomputed(how, primals, tangents, before, _):
+    """A and b of one step after the other, from its gates, which `jax.checkpoint` keeps from being stored."""
+    params, x, _, mask = primals
+    dparams, dx, dh_0, _ = tangents
+    tangent, kernel_hh = _tangent(how), params["kernel_hh"]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def advance(dh: jax.Array, at_t: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        x_t, h, dx_t, dbiases_t = at_t
+        igates = input_gates(params, x_t, how.precision)
+        stored = gates(params, h, igates, reset_after=how.reset_after, precision=how.precision)
+        slopes = tangent.slopes(h, *stored)
+        dparams_t = {**dparams, **dbiases_t}
+        di = input_gates_tangent(params, x_t, dparams_t, dx_t, how.precision)
+        b = tangent.through_rest(h, di, kernel_hh, dparams_t, how.precision, *slopes)
+        return tangent.through_state(dh, kernel_hh, how.precision, *slopes) + b, None
+
+    def scan_block(dh: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
+        dstates, _, dh = scan_time(advance, dh, block[0], block[1], unroll=how.unroll)
+        return dstates, dh
+
+    dbiases = {k: jnp.broadcast_to(v, (x.shape[0], *v.shape)) for k, v in dparams.items() if k.startswith("bias")}
+    return scan_blocks(scan_block, BLOCK, dh_0, ((x, before, dx, dbiases), mask))
+
+
+def _tangent(how: How) -> Tangent:
+    return RESET_AFTER if how.reset_after else RESET_BEFORE

@@ -43,3 +43,24 @@ def scan_time(
 
     h_n, (states, stored) = jax.lax.scan(body, h_0, (inputs, mask), unroll=unroll)
     return states, stored, h_n
+
+
+def scan_blocks(
+    scan: Callable[[jax.Array, Inputs], tuple[jax.Array, jax.Array]], size: int, h_0: jax.Array, inputs: Inputs
+) -> tuple[jax.Array, jax.Array]:
+    """Runs `scan`, (h, inputs) -> (states, h), over one block of `size` steps after the other; the last is the rest.
+
+    Returns (states [L, ..., H], h_n [..., H]), as `scan` over all the steps would.
+    """
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    count = steps // size
+    if count <= 1:
+        return scan(h_0, inputs)
+    whole = count * size
+    blocks = jax.tree.map(lambda a: a[:whole].reshape(count, size, *a.shape[1:]), inputs)
+    h, states = jax.lax.scan(lambda h, block: scan(h, block)[::-1], h_0, blocks)
+    states = states.reshape(whole, *states.shape[2:])
+    if whole == steps:
+        return states, h
+    rest, h = scan(h, jax.tree.map(lambda a: a[whole:], inputs))
+    return jnp.concatenate([states, rest]), h

@@ -5,6 +5,7 @@ import functools
 from collections import defaultdict
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -167,6 +168,15 @@ def assert_exact(verdicts):
 def record_verdicts(record_property, dtype, verdicts):
     """Keeps the verdicts for the summary at the end of the run."""
     record_property(f"verdicts {dtype}", [dataclasses.astuple(verdict) for verdict in verdicts])
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr, those inside other equations too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):
+                yield from equations(getattr(value, "jaxpr", value))
 
 
 def pytest_terminal_summary(terminalreporter):

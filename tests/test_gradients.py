@@ -8,16 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import equations
 
-from gru_jax import GRUConfig, from_torch, gru, gru_step, init_params
+from gru_jax import GRUConfig, from_torch, gradients, gru, gru_step, init_params, stack
+from gru_jax.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 CONFIG = GRUConfig(3, 4, num_layers=2, bidirectional=True)
 LENGTHS = np.array([5, 2])
 close = functools.partial(chex.assert_trees_all_close, rtol=0, atol=1e-11)
-STRATEGIES = [{}, {"remat": True}, {"remat": 2, "unroll": 3}]
+OPTIONS = [{}, {"remat": True}, {"remat": 2, "unroll": 3}]
 both_forms = pytest.mark.parametrize("reset_after", [True, False])
+
+
+@pytest.fixture(params=[Strategy(*flags) for flags in ((False, False), (True, False), (False, True))], ids=str)
+def strategy(request, monkeypatch):
+    """Runs a test under every strategy, whatever its sizes would choose."""
+    asked = []
+    monkeypatch.setattr(gradients, "choose", lambda x, h_0: asked.append(h_0) or request.param)
+    stack._layers.clear_cache()  # It knows shapes, not strategies.
+    yield
+    stack._layers.clear_cache()
+    assert asked
+
+
+every_strategy = pytest.mark.usefixtures("strategy")
 
 
 @pytest.fixture
@@ -73,34 +89,46 @@ def second_derivatives(loss, data):
     return hessian, jax.jit(jax.grad(norm, argnums=(0, 1, 2)))(*data)
 
 
+@every_strategy
 @both_forms
 @pytest.mark.parametrize("seq_lengths", [None, LENGTHS], ids=["dense", "lengths"])
 def test_values_gradients_and_tangents_are_those_of_the_plain_scan(data, reset_after, seq_lengths):
     options = {"reset_after": reset_after, "seq_lengths": seq_lengths}
-    plain = first_derivatives(scalar(plain_gru, **options), data)
-    for strategy in STRATEGIES:
-        close(first_derivatives(scalar(gru, **options, **strategy), data), plain)
+    close(first_derivatives(scalar(gru, **options), data), first_derivatives(scalar(plain_gru, **options), data))
 
 
+@every_strategy
 @both_forms
 def test_second_derivatives_are_those_of_the_plain_scan(data, reset_after):
     params, x, h_0 = data
     data = {name: params[name] for name in ("l0", "l0_reverse")}, x, h_0[:2]
-    plain = second_derivatives(scalar(plain_gru, reset_after=reset_after), data)
-    for strategy in STRATEGIES:
-        close(second_derivatives(scalar(gru, reset_after=reset_after, **strategy), data), plain)
+    ours, plain = (scalar(function, reset_after=reset_after) for function in (gru, plain_gru))
+    close(second_derivatives(ours, data), second_derivatives(plain, data))
 
 
 @both_forms
+@pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
+def test_derivatives_with_remat_are_those_without(data, reset_after, options):
+    params, x, h_0 = data
+    data = {name: params[name] for name in ("l0", "l0_reverse")}, x, h_0[:2]
+    kind = {"reset_after": reset_after, "seq_lengths": LENGTHS}
+    ours, stored = scalar(gru, **kind, **options), scalar(gru, **kind)
+    for derive in (first_derivatives, second_derivatives):
+        close(derive(ours, data), derive(stored, data))
+
+
+@every_strategy
+@both_forms
 def test_derivatives_summed_in_blocks_of_time_are_those_of_the_plain_scan(reset_after, x64):
-    keys = jax.random.split(jax.random.key(0), 3)  # 37 steps of 4 rows: two blocks of 16 steps, and a rest of 5.
+    keys = jax.random.split(jax.random.key(0), 3)  # 131 steps of 4 rows: blocks of rows and of time, and a rest.
     params = init_params(keys[0], GRUConfig(3, 4, bidirectional=True), jnp.float64)
-    data = params, jax.random.normal(keys[1], (37, 4, 3)), jax.random.normal(keys[2], (2, 4, 4))
+    data = params, jax.random.normal(keys[1], (131, 4, 3)), jax.random.normal(keys[2], (2, 4, 4))
     ours, plain = (scalar(function, reset_after=reset_after) for function in (gru, plain_gru))
     for derive in (first_derivatives, second_derivatives):
         chex.assert_trees_all_close(derive(ours, data), derive(plain, data), rtol=1e-11, atol=1e-10)
 
 
+@every_strategy
 @both_forms
 def test_jacfwd_and_jacrev_agree_with_the_plain_scan(data, reset_after):
     params, x, h_0 = data
@@ -110,14 +138,16 @@ def test_jacfwd_and_jacrev_agree_with_the_plain_scan(data, reset_after):
     close(jax.jit(jax.jacrev(run(gru)))(x), plain)
 
 
+@every_strategy
 def test_vmap_over_the_batch_is_the_batch(data):
     params, x, h_0 = data
-    for strategy in STRATEGIES:
-        one = functools.partial(gru, params, **strategy)
+    for variant in OPTIONS:
+        one = functools.partial(gru, params, **variant)
         many = jax.vmap(lambda x, h_0, length: one(x, h_0, seq_lengths=length), (1, 1, 0), 1)  # noqa: B023
         close(many(x, h_0, jnp.asarray(LENGTHS)), one(x, h_0, seq_lengths=LENGTHS))
 
 
+@every_strategy
 def test_vmap_over_parameters_is_an_ensemble(data):
     _, x, h_0 = data
     keys = jax.random.split(jax.random.key(7), 3)
@@ -207,16 +237,8 @@ def test_the_weights_gradient_is_no_sum_inside_the_loop():
     """What makes float32 gradients over 1,000 steps PyTorch's: the loop that runs backwards carries the state alone."""
     params = init_params(jax.random.key(0), GRUConfig(8, 16))
     gradient = jax.grad(lambda params, x: jnp.sum(gru(params, x)[0] ** 2))
-    loops = [e for e in _equations(jax.make_jaxpr(gradient)(params, jnp.ones((5, 2, 8)))) if e.primitive.name == "scan"]
+    loops = [e for e in equations(jax.make_jaxpr(gradient)(params, jnp.ones((5, 2, 8)))) if e.primitive.name == "scan"]
     assert len(loops) == 2
     for loop in loops:
         carried = loop.outvars[: loop.params["num_carry"]]
         assert [v.aval.shape for v in carried] == [(2, 16)]
-
-
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            if isinstance(value, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):
-                yield from _equations(getattr(value, "jaxpr", value))

@@ -15,7 +15,7 @@ FLOORS = [
     {"_shapes"},
     {"params", "sequences"},
     {"cell"},
-    {"scan", "tangent"},
+    {"scan", "strategy", "tangent"},
     {"gradients"},
     {"stack"},
     {"linen", "nnx", "weights.pytorch"},

@@ -1,0 +1,39 @@
+"""Which strategy runs where."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import pytest
+from conftest import equations
+
+from gru_jax import GRUConfig, gru, init_params
+from gru_jax.strategy import Strategy, choose
+
+
+def chosen(steps, batch, input_size, hidden_size):
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    return choose(shape(steps, *batch, input_size), shape(*batch, hidden_size))
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (8,), (2, 4)])
+def test_few_rows_are_hoisted_and_stored(batch):
+    assert chosen(1000, batch, 96, 96) == Strategy(hoist=True, recompute=False)
+
+
+def test_many_rows_are_recomputed_unless_their_matrices_are_large():
+    assert chosen(112, (1024,), 8, 50) == Strategy(hoist=False, recompute=True)
+    assert chosen(100, (32,), 256, 256) == chosen(100, (64,), 512, 512) == Strategy(hoist=False, recompute=False)
+
+
+def test_symbolic_sizes_count_as_many_rows():
+    steps, batch = jax.export.symbolic_shape("L, N")
+    assert chosen(steps, (batch,), 8, 50) == Strategy(hoist=False, recompute=True)
+
+
+def test_hoisting_takes_the_input_matrix_out_of_the_loop():
+    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    for batch, matmuls in ((2, 1), (9, 2)):
+        jaxpr = jax.make_jaxpr(lambda x: gru(params, x))(jnp.ones((6, batch, 5)))
+        (loop,) = [equation for equation in equations(jaxpr) if equation.primitive.name == "scan"]
+        inside = [equation.primitive.name for equation in equations(loop.params["jaxpr"].jaxpr)]
+        assert inside.count("dot_general") == matmuls
