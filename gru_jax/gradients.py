@@ -6,14 +6,19 @@ than PyTorch's. But the loop is needed only for what one state hands to the next
 
     dh_t = A_t dh_(t-1) + b_t         A_t = dh_t / dh_(t-1)         b_t: by way of the parameters and of x_t
 
-so `b` is computed for many steps at once, before the loop, and its transpose, the weights' gradient, in large matmuls
-after the loop that runs backwards. It is written as the rule of a `jax.custom_jvp`, which JAX transposes by itself, so
-forward mode, reverse mode and their compositions all work.
+so `b` can be computed for many steps at once, before the loop, and its transpose, the weights' gradient, in large
+matmuls after the loop that runs backwards. That needs the gates of every step, r, z, n and what r scales. Where many
+rows make those larger than the cache, A and b are computed step by step instead, from gates that are computed again
+from x and the states.
 
-    remat=None    stores what A and b need at every step: fastest to differentiate.
-    remat=C       keeps one state every C steps and computes each block of C steps again when its gradient is due, so
-                  that memory grows with L/C + C.
+Both are written as the rule of a `jax.custom_jvp`, which JAX transposes by itself, so forward mode, reverse mode and
+their compositions all work.
+
+    remat=False   stores the gates of all steps.
+    remat=C       keeps one state every C steps and runs each block of C steps again when its gradient is due, so that
+                  memory grows with L/C + C.
     remat=True    C = sqrt(L), where that is least.
+    remat=None    what is fastest for these shapes: `strategy.choose`.
 """
 
 import functools
@@ -28,11 +33,11 @@ from gru_jax import _shapes
 from gru_jax.cell import gates, input_gates, new_state
 from gru_jax.params import CellParams
 from gru_jax.scan import scan_blocks, scan_time
-from gru_jax.strategy import Strategy, choose
+from gru_jax.strategy import choose
 from gru_jax.tangent import RESET_AFTER, RESET_BEFORE, Slopes, Tangent, input_gates_tangent
 
-BLOCK = 64
 Remat = bool | int | None
+BLOCK = 64  # steps whose weight gradients are summed before they are added to the rest, see `_tangent_of_recomputed`
 
 
 def check_remat(function: str, remat: Remat) -> None:
@@ -53,16 +58,25 @@ def scan_layer(
     unroll: int,
 ) -> tuple[jax.Array, jax.Array]:
     """One layer, one direction, over x [L, ..., I]. Returns (states [L, ..., H], h_n [..., H])."""
-    how = How(reset_after, precision, unroll, choose(x, h_0))
+    strategy = choose(x, h_0)
+    recompute = strategy.recompute and remat is not False
+    remat = strategy.remat if remat is None else remat
+    scan = functools.partial(_scan, How(reset_after, precision, unroll, recompute), params)
     if not remat or x.shape[0] == 0:
-        return _scan(how, params, x, h_0, mask)
+        return scan(x, h_0, mask)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # Needed outside loops only; it would hinder fusion in one.
     def scan_block(h: jax.Array, block: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
-        return _scan(how, params, block[0], h, block[1])
+        return scan(block[0], h, block[1])
 
-    size = math.isqrt(x.shape[0]) if remat is True else remat
-    return scan_blocks(scan_block, size, h_0, (x, mask))
+    return scan_blocks(scan_block, _near_root(x.shape[0]) if remat is True else remat, h_0, (x, mask))
+
+
+def _near_root(steps: int) -> int:
+    """The largest divisor of `steps` up to its square root, since a rest costs a copy; the root where none is near."""
+    root = math.isqrt(steps)
+    divisor = next(d for d in range(root, 0, -1) if steps % d == 0)
+    return divisor if 2 * divisor >= root else root
 
 
 class How(NamedTuple):
@@ -71,7 +85,7 @@ class How(NamedTuple):
     reset_after: bool
     precision: PrecisionLike
     unroll: int
-    strategy: Strategy
+    recompute: bool
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -85,7 +99,7 @@ def _scan(
 
 def _scan_gates(how, params, x, h_0, mask, *, keep):
     """The scan of one step; where told to keep them, the gates of every step are stored."""
-    hoist = how.strategy.hoist
+    hoist = choose(x, h_0).hoist
 
     def advance(h: jax.Array, at_t: Any) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
         igates = at_t if hoist else input_gates(params, at_t, how.precision)
@@ -99,7 +113,7 @@ def _scan_gates(how, params, x, h_0, mask, *, keep):
 @_scan.defjvp
 def _scan_jvp(how, primals, tangents):
     params, x, h_0, mask = primals
-    keep = not how.strategy.recompute
+    keep = not how.recompute
     states, stored, h_n = _scan_gates(how, params, x, h_0, mask, keep=keep)
     before = jnp.concatenate([h_0[None], states])[:-1]  # the state before each step
     derive = _tangent_of_stored if keep else _tangent_of_recomputed
@@ -125,7 +139,12 @@ def _tangent_of_stored(how, primals, tangents, before, stored):
 
 
 def _tangent_of_recomputed(how, primals, tangents, before, _):
-    """A and b of one step after the other, from its gates, which `jax.checkpoint` keeps from being stored."""
+    """A and b of one step after the other, from its gates, which `jax.checkpoint` keeps from being stored.
+
+    Transposed, the loop adds each step's gradient of the kernels, a matmul over many rows, to a sum. In float32 a sum
+    of up to 128 steps is as close as PyTorch's; longer ones are summed in blocks. The biases' gradients, whose terms
+    are many more, leave the loop step by step (as inputs of each step here) and are summed after it.
+    """
     params, x, _, mask = primals
     dparams, dx, dh_0, _ = tangents
     tangent, kernel_hh = _tangent(how), params["kernel_hh"]

@@ -53,7 +53,7 @@ def scan_blocks(
     Returns (states [L, ..., H], h_n [..., H]), as `scan` over all the steps would.
     """
     steps = jax.tree.leaves(inputs)[0].shape[0]
-    count = steps // size
+    count = steps // size if isinstance(steps, int) else 0  # a symbolic number of steps, in an export, is one block
     if count <= 1:
         return scan(h_0, inputs)
     whole = count * size

@@ -55,8 +55,8 @@ def gru(
       dropout_key: a JAX random key; required where dropout > 0.
       reset_after: False for the original paper's new gate, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
       precision: of every matmul, as in `jax.lax.dot`. On a GPU or TPU only "highest" computes float32 as PyTorch does.
-      remat: what the gradient computes again instead of storing it. None: nothing. An integer C: all but one state
-        every C steps. True: C = sqrt(L), which takes the least memory.
+      remat: what the gradient computes again instead of storing it. None: what is fastest for these shapes on a CPU.
+        False: nothing. An integer C: all but one state every C steps. True: C = sqrt(L), which takes the least memory.
       unroll: time steps in one iteration of the compiled loop.
 
     Returns:

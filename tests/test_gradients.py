@@ -18,11 +18,13 @@ pytestmark = pytest.mark.usefixtures("x64")
 CONFIG = GRUConfig(3, 4, num_layers=2, bidirectional=True)
 LENGTHS = np.array([5, 2])
 close = functools.partial(chex.assert_trees_all_close, rtol=0, atol=1e-11)
-OPTIONS = [{}, {"remat": True}, {"remat": 2, "unroll": 3}]
+OPTIONS = [{}, {"remat": False}, {"remat": True}, {"remat": 2, "unroll": 3}]
 both_forms = pytest.mark.parametrize("reset_after", [True, False])
 
 
-@pytest.fixture(params=[Strategy(*flags) for flags in ((False, False), (True, False), (False, True))], ids=str)
+@pytest.fixture(
+    params=[Strategy(False, False, False), *(Strategy(*(i == j for j in range(3))) for i in range(3))], ids=str
+)
 def strategy(request, monkeypatch):
     """Runs a test under every strategy, whatever its sizes would choose."""
     asked = []
@@ -228,9 +230,10 @@ def test_recomputing_takes_less_memory_and_grows_with_the_square_root_of_the_ste
         compiled = jax.jit(gradient).lower(params, jnp.ones((steps, 32, 8))).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporaries(1024, True) < temporaries(1024, None) / 3
+    assert temporaries(1024, True) < temporaries(1024, False) / 3
     assert temporaries(4096, True) < 2.5 * temporaries(1024, True)
-    assert temporaries(4096, None) > 3.5 * temporaries(1024, None)
+    assert temporaries(4096, False) > 3.5 * temporaries(1024, False)
+    assert temporaries(4096, None) == temporaries(4096, True)  # chosen: the gates would outgrow the cache
 
 
 def test_the_weights_gradient_is_no_sum_inside_the_loop():

@@ -38,6 +38,10 @@ USUAL = [
     Case((112, 32, 8, 50), layers=3, batch_first=True, lengths="packed", h_0=False),
     Case((5, 3, 10, 20), layers=2),
     Case((5, 3, 10, 20), layers=2, bias=False, bidirectional=True, h_0=False),
+    # Sizes where a gradient recomputes the gates of each step, and where it runs blocks of steps again.
+    Case((112, 64, 8, 50), layers=2, bidirectional=True),
+    Case((112, 64, 8, 50), lengths="lengths", bias=False),
+    Case((1000, 16, 8, 64)),
 ]
 SAMPLE = USUAL + random.Random(0).sample([case for case in GRID if case.size[0] < 100], 36)
 REST = [case for case in GRID if case not in SAMPLE]

@@ -15,19 +15,28 @@ def chosen(steps, batch, input_size, hidden_size):
     return choose(shape(steps, *batch, input_size), shape(*batch, hidden_size))
 
 
+STORED = Strategy(hoist=False, recompute=False, remat=False)
+
+
 @pytest.mark.parametrize("batch", [(), (1,), (8,), (2, 4)])
 def test_few_rows_are_hoisted_and_stored(batch):
-    assert chosen(1000, batch, 96, 96) == Strategy(hoist=True, recompute=False)
+    assert chosen(1000, batch, 96, 96) == STORED._replace(hoist=True)
 
 
 def test_many_rows_are_recomputed_unless_their_matrices_are_large():
-    assert chosen(112, (1024,), 8, 50) == Strategy(hoist=False, recompute=True)
-    assert chosen(100, (32,), 256, 256) == chosen(100, (64,), 512, 512) == Strategy(hoist=False, recompute=False)
+    assert chosen(112, (1024,), 8, 50) == STORED._replace(recompute=True)
+    assert chosen(100, (32,), 256, 256) == chosen(100, (64,), 512, 512) == STORED
 
 
-def test_symbolic_sizes_count_as_many_rows():
+def test_long_sequences_of_few_rows_run_again_block_by_block_and_are_not_hoisted():
+    assert chosen(100_000, (8,), 96, 96) == STORED._replace(remat=True)
+    assert chosen(100_000, (1,), 512, 512) == STORED
+
+
+def test_symbolic_sizes_are_not_hoisted():
     steps, batch = jax.export.symbolic_shape("L, N")
-    assert chosen(steps, (batch,), 8, 50) == Strategy(hoist=False, recompute=True)
+    assert chosen(steps, (batch,), 8, 50) == STORED._replace(recompute=True)
+    assert chosen(steps, (8,), 8, 50) == STORED
 
 
 def test_hoisting_takes_the_input_matrix_out_of_the_loop():
