@@ -34,7 +34,15 @@ from gru_jax.cell import gates, input_gates, new_state
 from gru_jax.params import CellParams
 from gru_jax.scan import scan_blocks, scan_time
 from gru_jax.strategy import choose
-from gru_jax.tangent import RESET_AFTER, RESET_BEFORE, Slopes, Tangent, input_gates_tangent
+from gru_jax.tangent import (
+    RESET_AFTER,
+    RESET_BEFORE,
+    Slopes,
+    Tangent,
+    affine,
+    affine_in_blocks,
+    input_gates_tangent,
+)
 
 Remat = bool | int | None
 BLOCK = 64  # steps whose weight gradients are summed before they are added to the rest, see `_tangent_of_recomputed`
@@ -127,8 +135,8 @@ def _tangent_of_stored(how, primals, tangents, before, stored):
     dparams, dx, dh_0, _ = tangents
     tangent, kernel_hh = _tangent(how), params["kernel_hh"]
     slopes = tangent.slopes(before, *stored)
-    di = input_gates_tangent(params, x, dparams, dx, how.precision)
-    b = tangent.through_rest(before, di, kernel_hh, dparams, how.precision, *slopes)
+    di = input_gates_tangent(affine_in_blocks, params, x, dparams, dx, how.precision)
+    b = tangent.through_rest(affine_in_blocks, before, di, kernel_hh, dparams, how.precision, *slopes)
 
     def advance(dh: jax.Array, at_t: tuple[Slopes, jax.Array]) -> tuple[jax.Array, None]:
         slopes_t, b_t = at_t
@@ -150,14 +158,14 @@ def _tangent_of_recomputed(how, primals, tangents, before, _):
     tangent, kernel_hh = _tangent(how), params["kernel_hh"]
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def advance(dh: jax.Array, at_t: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    def advance(dh: jax.Array, at_t: tuple[Any, ...]) -> tuple[jax.Array, None]:
         x_t, h, dx_t, dbiases_t = at_t
         igates = input_gates(params, x_t, how.precision)
         stored = gates(params, h, igates, reset_after=how.reset_after, precision=how.precision)
         slopes = tangent.slopes(h, *stored)
         dparams_t = {**dparams, **dbiases_t}
-        di = input_gates_tangent(params, x_t, dparams_t, dx_t, how.precision)
-        b = tangent.through_rest(h, di, kernel_hh, dparams_t, how.precision, *slopes)
+        di = input_gates_tangent(affine, params, x_t, dparams_t, dx_t, how.precision)
+        b = tangent.through_rest(affine, h, di, kernel_hh, dparams_t, how.precision, *slopes)
         return tangent.through_state(dh, kernel_hh, how.precision, *slopes) + b, None
 
     def scan_block(dh: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:

@@ -57,8 +57,13 @@ def scan_blocks(
     if count <= 1:
         return scan(h_0, inputs)
     whole = count * size
+
+    def scan_block(h: jax.Array, block: Inputs) -> tuple[jax.Array, jax.Array]:
+        states, h = scan(h, block)
+        return h, states
+
     blocks = jax.tree.map(lambda a: a[:whole].reshape(count, size, *a.shape[1:]), inputs)
-    h, states = jax.lax.scan(lambda h, block: scan(h, block)[::-1], h_0, blocks)
+    h, states = jax.lax.scan(scan_block, h_0, blocks)
     states = states.reshape(whole, *states.shape[2:])
     if whole == steps:
         return states, h

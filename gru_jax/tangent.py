@@ -21,6 +21,7 @@ from jax.lax import PrecisionLike
 from gru_jax.params import CellParams
 
 Slopes = tuple[jax.Array, ...]
+Affine = Callable[[jax.Array, CellParams, str, PrecisionLike], jax.Array]
 ROWS = 128
 
 
@@ -30,8 +31,8 @@ class Tangent(NamedTuple):
     Attributes:
       slopes: (h, r, z, n, scaled) -> the slopes, each of h's shape; `scaled` is what r scales, see `cell.gates`.
       through_state: (dh, kernel_hh, precision, *slopes) -> the part of dh' that comes through h.
-      through_rest: (h, di, kernel_hh, dparams, precision, *slopes) -> the part that comes through di, the change of
-        the input gates, and through the hidden weights.
+      through_rest: (affine, h, di, kernel_hh, dparams, precision, *slopes) -> the part that comes through di, the
+        change of the input gates, and through the hidden weights, which `affine` or `affine_in_blocks` applies.
     """
 
     slopes: Callable[..., Slopes]
@@ -40,10 +41,10 @@ class Tangent(NamedTuple):
 
 
 def input_gates_tangent(
-    params: CellParams, x: jax.Array, dparams: CellParams, dx: jax.Array, precision: PrecisionLike
+    affine: Affine, params: CellParams, x: jax.Array, dparams: CellParams, dx: jax.Array, precision: PrecisionLike
 ) -> jax.Array:
     """The change of the input gates W_i x + b_i."""
-    return _product(dx, params["kernel_ih"], precision) + _affine(x, dparams, "ih", precision)
+    return _product(dx, params["kernel_ih"], precision) + affine(x, dparams, "ih", precision)
 
 
 def _slopes_after(h, r, z, n, scaled):
@@ -56,9 +57,9 @@ def _state_after(dh, kernel_hh, precision, by_h, by_r, by_z, _, by_hn):
     return by_h * dh + by_r * d_r + by_z * d_z + by_hn * d_n
 
 
-def _rest_after(h, di, _, dparams, precision, by_h, by_r, by_z, by_n, by_hn):
+def _rest_after(affine, h, di, _, dparams, precision, by_h, by_r, by_z, by_n, by_hn):
     i_r, i_z, i_n = jnp.split(di, 3, axis=-1)
-    d_r, d_z, d_n = jnp.split(_affine(h, dparams, "hh", precision), 3, axis=-1)
+    d_r, d_z, d_n = jnp.split(affine(h, dparams, "hh", precision), 3, axis=-1)
     return by_r * (i_r + d_r) + by_z * (i_z + d_z) + by_n * i_n + by_hn * d_n
 
 
@@ -75,36 +76,44 @@ def _state_before(dh, kernel_hh, precision, by_h, by_r, by_z, by_n, r):
     return by_h * dh + by_z * d_z + by_n * _product(r * dh + by_r * d_r, kernel_n, precision)
 
 
-def _rest_before(h, di, kernel_hh, dparams, precision, by_h, by_r, by_z, by_n, r):
+def _rest_before(affine, h, di, kernel_hh, dparams, precision, by_h, by_r, by_z, by_n, r):
     rz = 2 * h.shape[-1]
     dparams_rz = {key: array[..., :rz] for key, array in dparams.items()}
     dparams_n = {key: array[..., rz:] for key, array in dparams.items()}
-    d_r, d_z = jnp.split(di[..., :rz] + _affine(h, dparams_rz, "hh", precision), 2, axis=-1)
-    d_n = di[..., rz:] + _product(by_r * d_r, kernel_hh[:, rz:], precision) + _affine(r * h, dparams_n, "hh", precision)
+    d_r, d_z = jnp.split(di[..., :rz] + affine(h, dparams_rz, "hh", precision), 2, axis=-1)
+    d_n = di[..., rz:] + _product(by_r * d_r, kernel_hh[:, rz:], precision) + affine(r * h, dparams_n, "hh", precision)
     return by_z * d_z + by_n * d_n
 
 
 RESET_BEFORE = Tangent(_slopes_before, _state_before, _rest_before)
 
 
-def _affine(x: jax.Array, params: CellParams, half: str, precision: PrecisionLike) -> jax.Array:
-    """Takes x [L, ..., K] by the kernel and bias of one half, the kernel taken block by block of time.
+def affine(x: jax.Array, params: CellParams, half: str, precision: PrecisionLike) -> jax.Array:
+    """Takes x [..., K] by the kernel and bias of one half."""
+    return _add_bias(_product(x, params[f"kernel_{half}"], precision), params, half)
+
+
+def affine_in_blocks(x: jax.Array, params: CellParams, half: str, precision: PrecisionLike) -> jax.Array:
+    """Takes x [L, ..., K] by the kernel and bias of one half, the kernel taken block by block of rows.
 
     What counts here is the transpose, the gradient of the kernel: a sum over all L x N rows. In float32 one matmul
     over thousands of rows strays up to four times further than PyTorch, which sums step by step; a sum of matmuls over
     128 rows each is closer than PyTorch, and about as fast as one.
     """
-    kernel = params[f"kernel_{half}"]
     rows = math.prod(x.shape[:-1])
-    count = rows // ROWS if isinstance(rows, int) else 0  # a symbolic number of rows, in an export, is not known
-    if count > 1:
-        flat = x.reshape(rows, x.shape[-1])
-        blocks = flat[: count * ROWS].reshape(count, ROWS, -1)
-        head = jax.lax.map(lambda block: _product(block, kernel, precision), blocks)
-        rest = _product(flat[count * ROWS :], kernel, precision)
-        product = jnp.concatenate([head.reshape(count * ROWS, -1), rest]).reshape(*x.shape[:-1], -1)
-    else:
-        product = _product(x, kernel, precision)
+    count = rows // ROWS if isinstance(rows, int) else 0  # a symbolic number of rows, in an export, is one block
+    if count <= 1:
+        return affine(x, params, half, precision)
+    kernel = params[f"kernel_{half}"]
+    flat = x.reshape(rows, x.shape[-1])
+    blocks = flat[: count * ROWS].reshape(count, ROWS, -1)
+    head = jax.lax.map(lambda block: _product(block, kernel, precision), blocks)
+    rest = _product(flat[count * ROWS :], kernel, precision)
+    product = jnp.concatenate([head.reshape(count * ROWS, -1), rest])
+    return _add_bias(product.reshape(*x.shape[:-1], -1), params, half)
+
+
+def _add_bias(product: jax.Array, params: CellParams, half: str) -> jax.Array:
     return product + params[f"bias_{half}"] if f"bias_{half}" in params else product
 
 

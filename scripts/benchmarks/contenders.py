@@ -125,7 +125,7 @@ def haiku_gru(case: Case, weights: Weights) -> tuple[Any, Forward]:
             "gru": {k: np.concatenate([-z, r, n], -1) for k, (r, z, n) in zip(("w_i", "w_h", "b"), parts, strict=True)}
         }
 
-    def unroll(x: jax.Array, reverse: bool) -> jax.Array:
+    def unroll(x: jax.Array, reverse: bool) -> Any:
         core = haiku.GRU(hidden_size)
         return haiku.dynamic_unroll(core, x, core.initial_state(x.shape[1]), reverse=reverse)[0]
 

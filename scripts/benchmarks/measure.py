@@ -103,10 +103,11 @@ def time_in_turns(runs: Runs, rounds: int) -> Iterator[dict[str, float]]:
 def compile_cost(name: str, case: Case, gradient: bool) -> dict[str, float]:
     """Seconds to trace and compile a JAX contender, and bytes of temporaries in what is compiled."""
     function, arguments = jitted((contenders.SEQUENCES | contenders.RECOMPUTING)[name], case, make_data(case), gradient)
-    seconds = []
+    seconds, bytes_ = [], 0
     for _ in range(3):
         jax.clear_caches()
         began = time.perf_counter()
         compiled = function.lower(*arguments).compile()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": min(seconds), "bytes": compiled.memory_analysis().temp_size_in_bytes}
+        bytes_ = compiled.memory_analysis().temp_size_in_bytes
+    return {"seconds": min(seconds), "bytes": bytes_}

@@ -80,7 +80,8 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     kinds = [kind for kind in ("forward", "gradient") if results.get(kind)]
-    figure, axes = plt.subplots(1, len(kinds), figsize=(6.2 * len(kinds), 6), squeeze=False, layout="constrained")
+    size = (2.5 + 5 * len(kinds), 6)
+    figure, axes = plt.subplots(1, len(kinds), figsize=size, squeeze=False, sharey=True, layout="constrained")
     names = list(dict.fromkeys(n for kind in kinds for row in results[kind] for n in row["seconds"]))
     names = [n for n in names if n not in (FLOOR, "gru_jax remat")]
     grays = plt.get_cmap("tab20c")
@@ -99,15 +100,16 @@ def draw(path: Path, results: dict[str, Any]) -> None:
                 axis.scatter(*zip(*points, strict=True), s=size, color=color, zorder=order, label=name)
         axis.axvline(1, color=COLORS[TORCH], linewidth=0.8, zorder=1)
         axis.set_xscale("log")
-        ticks = [0.25, 0.5, 1, 2, 4, 8, 16]
+        ticks = [0.25, 0.5, 1, 2, 4, 8, 16, 32]
         axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
         axis.minorticks_off()
         axis.set_yticks(range(len(rows), 0, -1), [row["case"] for row in rows])
         axis.grid(axis="both", color="#e5e5e5", zorder=0)
-        axis.set_title(f"{kind}: times faster than torch.nn.GRU (right is better)", fontsize=11)
-        axis.set_ylabel("L, N, I, H")
+        axis.set_title(kind)
+        axis.set_xlabel("times faster than torch.nn.GRU")
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
+    axes[0][0].set_ylabel("time steps, batch, input, hidden")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=120)
