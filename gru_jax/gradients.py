@@ -107,7 +107,7 @@ def _scan(
 
 def _scan_gates(how, params, x, h_0, mask, *, keep):
     """The scan of one step; where told to keep them, the gates of every step are stored."""
-    hoist = choose(x, h_0).hoist
+    hoist = choose(x, h_0).hoist  # Asked here, where x may be one block of the sequence.
 
     def advance(h: jax.Array, at_t: Any) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
         igates = at_t if hoist else input_gates(params, at_t, how.precision)
@@ -124,9 +124,9 @@ def _scan_jvp(how, primals, tangents):
     keep = not how.recompute
     states, stored, h_n = _scan_gates(how, params, x, h_0, mask, keep=keep)
     before = jnp.concatenate([h_0[None], states])[:-1]  # the state before each step
-    derive = _tangent_of_stored if keep else _tangent_of_recomputed
-    dstates, dh_n = derive(how, primals, tangents, before, stored)
-    return (states, h_n), (dstates, dh_n)
+    if keep:
+        return (states, h_n), _tangent_of_stored(how, primals, tangents, before, stored)
+    return (states, h_n), _tangent_of_recomputed(how, primals, tangents, before)
 
 
 def _tangent_of_stored(how, primals, tangents, before, stored):
@@ -146,7 +146,7 @@ def _tangent_of_stored(how, primals, tangents, before, stored):
     return dstates, dh_n
 
 
-def _tangent_of_recomputed(how, primals, tangents, before, _):
+def _tangent_of_recomputed(how, primals, tangents, before):
     """A and b of one step after the other, from its gates, which `jax.checkpoint` keeps from being stored.
 
     Transposed, the loop adds each step's gradient of the kernels, a matmul over many rows, to a sum. In float32 a sum

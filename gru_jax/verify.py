@@ -9,8 +9,9 @@ weights PyTorch's float32 can stray 1e-4 from its own float64. So the original i
               original may be exact by luck
 
 On one input either side may be lucky, the more so where trained weights amplify a last bit: of two equally accurate
-computations one is then often more than twice as far off as the other. Over several inputs luck cancels, so there the
-typical input, the median, decides.
+computations one is then often more than twice as far off as the other. Over several inputs luck cancels, so `typical`
+lets the median decide. Only luck is forgiven: float64 has none at 1e-10, and of 256 inputs of a published stack none
+was further off than 10 times its bound, so an input beyond 16 times, or not finite, decides by itself.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike
 
 FLOAT64_BOUND = 1e-10
 FEW_ULP = 8
+LUCK = 16
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,16 @@ def judge(name: str, ours: ArrayLike, original: ArrayLike, reference: ArrayLike)
 
 
 def typical(verdicts: Sequence[Verdict]) -> Verdict:
-    """Returns the median of one array's verdicts over several inputs: of the share of its bound that each used up.
+    """Returns the verdict of one array over several inputs: the median, of the share of its bound that each used up.
+
+    It is the worst instead where that is beyond 16 times its bound, not finite, or of float64.
 
     Example:
       >>> good, bad = Verdict("h_n", 1e-7, 1e-7, 2e-7), Verdict("h_n", 9e-7, 1e-7, 2e-7)
       >>> typical([good, bad, good]).passed, typical([good, bad, bad]).passed
       (True, False)
     """
-    by_share = sorted(verdicts, key=lambda v: (not v.passed, v.distance / v.bound if v.bound else 0.0))
-    return by_share[len(verdicts) // 2]
+    by_share = sorted(verdicts, key=lambda v: (not v.passed, v.distance / v.bound if v.bound else v.distance))
+    worst = by_share[-1]
+    lucky = worst.bound != FLOAT64_BOUND and worst.distance <= LUCK * worst.bound < np.inf
+    return by_share[len(verdicts) // 2] if lucky else worst

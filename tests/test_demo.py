@@ -4,7 +4,10 @@ import demo
 import numpy as np
 import pytest
 import torch
-from conftest import Case, assert_exact, compare, record_verdicts
+from conftest import HIGHEST, Case, assert_exact, compare, record_verdicts
+
+from gru_jax import from_torch, gru_step
+from gru_jax.verify import judge, typical
 
 
 def test_the_demo_pronounces_the_words_and_passes(capsys):
@@ -39,6 +42,23 @@ def test_a_trained_gru_reading_single_words_is_pytorchs(speller, dtype, record_p
     verdicts = compare(Case((6, 1, 256, 256), h_0=False), dtype, module, xs)
     record_verdicts(record_property, dtype, verdicts)
     assert_exact(verdicts)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_a_trained_cell_stepping_through_few_rows_is_pytorchs(rows, speller):
+    module, embedding = speller
+    weights = {name.removesuffix("_l0"): tensor for name, tensor in module.float().state_dict().items()}
+    original, reference = torch.nn.GRUCell(256, 256), torch.nn.GRUCell(256, 256).double()
+    original.load_state_dict(weights)
+    reference.load_state_dict(weights)
+    cell, verdicts = from_torch(weights)[1]["l0"], []
+    for seed in range(9):
+        h, ours, exact = torch.zeros(rows, 256), np.zeros((rows, 256), np.float32), torch.zeros(rows, 256).double()
+        for x in embedding[np.random.default_rng(seed).integers(3, 29, (6, rows))]:
+            ours = gru_step(cell, ours, x, precision=HIGHEST)
+            h, exact = original(torch.from_numpy(x), h), reference(torch.from_numpy(x).double(), exact)
+        verdicts.append(judge("h", ours, h.detach().numpy(), exact.detach().numpy()))
+    assert_exact([typical(verdicts)])
 
 
 @pytest.mark.parametrize("lengths", ["dense", "lengths"])

@@ -41,8 +41,8 @@ def sequence_runs(case: Case, gradient: bool) -> Runs:
     runs["torch.nn.GRU"] = natives.torch_gru(case, data, gradient)
     if not gradient:
         runs["onnxruntime"] = natives.onnxruntime_gru(case, data)
-    steps = np.arange(case.size[0])[:, None]
-    present = steps < (case.size[0] if data["lengths"] is None else data["lengths"]) + np.zeros(case.size[1], int)
+    lengths = np.full(case.size[1], case.size[0]) if data["lengths"] is None else data["lengths"]
+    present = np.arange(case.size[0])[:, None] < lengths
     comparable = {name: run for name, run in runs.items() if name not in contenders.OTHER_FORMULA}
     check(case, {name: np.asarray(run())[present] for name, run in comparable.items()}, "torch.nn.GRU")
     return runs

@@ -84,7 +84,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     figure, axes = plt.subplots(1, len(kinds), figsize=size, squeeze=False, sharey=True, layout="constrained")
     names = list(dict.fromkeys(n for kind in kinds for row in results[kind] for n in row["seconds"]))
     names = [n for n in names if n not in (FLOOR, "gru_jax remat")]
-    grays = plt.get_cmap("tab20c")
+    palette = plt.get_cmap("tab20c")
     for axis, kind in zip(axes[0], kinds, strict=True):
         rows = results[kind]
         for i, name in enumerate(names):
@@ -95,9 +95,9 @@ def draw(path: Path, results: dict[str, Any]) -> None:
             ]
             if points:
                 ours = name == OURS
-                color = COLORS.get(name, grays(4 * (i % 5) + i // 5))
-                size, order = (110, 3) if ours else (34, 2)
-                axis.scatter(*zip(*points, strict=True), s=size, color=color, zorder=order, label=name)
+                color = COLORS.get(name, palette(4 * (i % 5) + i // 5))
+                area, order = (110, 3) if ours else (34, 2)
+                axis.scatter(*zip(*points, strict=True), s=area, color=color, zorder=order, label=name)
         axis.axvline(1, color=COLORS[TORCH], linewidth=0.8, zorder=1)
         axis.set_xscale("log")
         ticks = [0.25, 0.5, 1, 2, 4, 8, 16, 32]
