@@ -115,7 +115,10 @@ def equinox_gru(case: Case, weights: Weights) -> tuple[Any, Forward]:
 
 
 def haiku_gru(case: Case, weights: Weights) -> tuple[Any, Forward]:
-    """haiku.GRU under dynamic_unroll: another formula, the reset gate before the product; gates z, r, a."""
+    """haiku.GRU under dynamic_unroll: the original formula, the reset gate before the product; gates z, r, a.
+
+    Its z is the complement of PyTorch's, 1 - sigmoid(a) = sigmoid(-a), so the weights of z change their sign.
+    """
     import haiku
 
     hidden_size, cells = case.size[3], {}

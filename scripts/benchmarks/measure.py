@@ -43,8 +43,12 @@ def sequence_runs(case: Case, gradient: bool) -> Runs:
         runs["onnxruntime"] = natives.onnxruntime_gru(case, data)
     lengths = np.full(case.size[1], case.size[0]) if data["lengths"] is None else data["lengths"]
     present = np.arange(case.size[0])[:, None] < lengths
-    comparable = {name: run for name, run in runs.items() if name not in contenders.OTHER_FORMULA}
-    check(case, {name: np.asarray(run())[present] for name, run in comparable.items()}, "torch.nn.GRU")
+    results = {name: np.asarray(run())[present] for name, run in runs.items() if name not in contenders.OTHER_FORMULA}
+    check(case, results, "torch.nn.GRU")
+    if "dm-haiku" in runs:
+        function, arguments = jitted(contenders.gru_jax_gru, case, data, gradient, reset_after=False)
+        original = _run(function, arguments, gradient)
+        check(case, {"dm-haiku": np.asarray(runs["dm-haiku"]()), "reset_after=False": np.asarray(original)}, "dm-haiku")
     return runs
 
 
@@ -54,7 +58,7 @@ def _run(function: Any, arguments: tuple[Any, ...], gradient: bool) -> jax.Array
 
 
 def check(case: Case, results: dict[str, Any], reference: str) -> None:
-    """Raises unless all results are those of PyTorch."""
+    """Raises unless all results are those of the reference."""
     bound = 1e-3 * np.abs(results[reference]).max()
     for name, result in results.items():
         distance = np.abs(np.asarray(result) - results[reference]).max()
