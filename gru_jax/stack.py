@@ -1,18 +1,18 @@
 """Layers and directions: `gru` over a whole sequence, `stacked_step` over one time step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.lax import PrecisionLike
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from gru_jax import _shapes
 from gru_jax.cell import step
 from gru_jax.gradients import Remat, check_remat, scan_layer
-from gru_jax.params import CellParams, GRUParams, cell_names, check_params
+from gru_jax.params import CellParams, GRUConfig, GRUParams, cell_names, check_params
 from gru_jax.sequences import PackedSequence, length_mask, pad_packed_sequence, repack
 
 Sequence = TypeVar("Sequence", jax.Array, PackedSequence)
@@ -84,43 +84,89 @@ def gru(
         raise ValueError(f"gru: expected a dropout_key with dropout={dropout}, got None.")
     _shapes.check_positive("gru", unroll=unroll)
     check_remat("gru", remat)
+    scan = _float_scan(reset_after, precision, remat, unroll)
+    return compose(
+        "gru",
+        scan,
+        config,
+        params,
+        x,
+        h_0,
+        seq_lengths=seq_lengths,
+        batch_first=batch_first,
+        dropout=float(dropout),
+        dropout_key=dropout_key,
+    )
 
+
+@functools.lru_cache(typed=True)
+def _float_scan(reset_after: bool, precision: PrecisionLike, remat: Remat, unroll: int) -> Scan:
+    """`scan_layer` with its options; the same object for the same options, so that `_layers` compiles once for them."""
+
+    def scan(params, x, h_0, mask):
+        if remat and not isinstance(x.shape[0], int):
+            raise ValueError(
+                f"gru: expected remat=None with a symbolic number of steps, L = {x.shape[0]}, got {remat}."
+            )
+        return scan_layer(
+            params, x, h_0, mask, reset_after=reset_after, precision=precision, remat=remat, unroll=unroll
+        )
+
+    return scan
+
+
+def compose(
+    function: str,
+    scan: Scan,
+    config: GRUConfig,
+    params: Mapping[str, Mapping[str, jax.Array]],
+    x: Sequence,
+    h_0: jax.Array | None,
+    *,
+    seq_lengths: ArrayLike | None,
+    batch_first: bool,
+    dtype: DTypeLike | None = None,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[Sequence, jax.Array]:
+    """Layers and directions of any `scan` over one layer, behind the checks and the layouts of x that `gru` has.
+
+    `function` is named in the errors; `scan` must be the same object from call to call; `dtype` is what all is
+    computed in, the promoted one by default.
+    """
     if isinstance(x, PackedSequence):
         if seq_lengths is not None:
-            raise ValueError("gru: expected no seq_lengths beside a PackedSequence, which holds its own lengths.")
+            raise ValueError(
+                f"{function}: expected no seq_lengths beside a PackedSequence, which holds its own lengths."
+            )
         dense, seq_lengths = pad_packed_sequence(x)
         batch_first = False
     else:
         dense = x
-    _shapes.check_input("gru", dense, config.input_size, batch_first=batch_first)
+    _shapes.check_input(function, dense, config.input_size, batch_first=batch_first)
     batch_first = batch_first and dense.ndim == 3
     dense = jnp.swapaxes(dense, 0, 1) if batch_first else jnp.asarray(dense)
 
     steps, *batch, _ = dense.shape
-    if remat and not isinstance(steps, int):
-        raise ValueError(f"gru: expected remat=None with a symbolic number of steps, L = {steps}, got {remat}.")
     state_shape = (config.num_layers * config.num_directions, *batch, config.hidden_size)
     if h_0 is None:
         h_0 = jnp.zeros(state_shape, dense.dtype)
-    _shapes.check_array("gru", "h_0", h_0)
+    _shapes.check_array(function, "h_0", h_0)
     symbols = "num_layers*D, N, H" if batch else "num_layers*D, H"
-    _shapes.check_shape("gru", "h_0", h_0, symbols, state_shape, "h_0 is never batch-first.")
+    _shapes.check_shape(function, "h_0", h_0, symbols, state_shape, "h_0 is never batch-first.")
     if seq_lengths is not None:
-        seq_lengths = _shapes.check_lengths("gru", "seq_lengths", seq_lengths, tuple(batch), steps)
+        seq_lengths = _shapes.check_lengths(function, "seq_lengths", seq_lengths, tuple(batch), steps)
 
-    dtype = jnp.result_type(dense, h_0, *jax.tree.leaves(params))
+    dtype = jnp.result_type(dense, h_0, *jax.tree.leaves(params)) if dtype is None else dtype
     output, h_n = _layers(
         {name: dict(cell) for name, cell in params.items()},
         dense.astype(dtype),
         jnp.asarray(h_0, dtype),
         seq_lengths,
         dropout_key,
+        scan=scan,
         bidirectional=config.bidirectional,
-        dropout=float(dropout),
-        reset_after=reset_after,
-        precision=precision,
-        remat=remat,
-        unroll=unroll,
+        dropout=dropout,
     )
     if isinstance(x, PackedSequence):
         return repack(x, output), h_n
@@ -180,7 +226,7 @@ def stacked_step(
 # Compiled here so that a call outside jit compiles once, not at every call; inside jit it is inlined.
 @functools.partial(
     jax.jit,
-    static_argnames=("bidirectional", "dropout", "reset_after", "precision", "remat", "unroll"),
+    static_argnames=("scan", "bidirectional", "dropout"),
     inline=True,
 )
 def _layers(
@@ -190,18 +236,12 @@ def _layers(
     seq_lengths: jax.Array | None,
     dropout_key: Any,
     *,
+    scan: Scan,
     bidirectional: bool,
     dropout: float,
-    reset_after: bool,
-    precision: PrecisionLike,
-    remat: Remat,
-    unroll: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """`gru` on checked, time-major arrays: each layer reads what the one below it wrote."""
-    forward: Scan = functools.partial(
-        scan_layer, reset_after=reset_after, precision=precision, remat=remat, unroll=unroll
-    )
-    directions = [forward, _backward(forward)] if bidirectional else [forward]
+    """`compose` on checked, time-major arrays: each layer reads what the one below it wrote."""
+    directions = [scan, _backward(scan)] if bidirectional else [scan]
     # Add zeros that are sharded, and under shard_map vary over the mesh, as x is: a scan must begin as it goes on.
     h_0 = h_0 + jnp.zeros_like(x.sum(axis=(0, -1)))[..., None]
     mask = None
@@ -213,7 +253,7 @@ def _layers(
     for layer, names in enumerate(cell_names(len(params) // len(directions), bidirectional)):
         if layer > 0 and dropout > 0:
             x = _dropout(jax.random.fold_in(dropout_key, layer), dropout, x)
-        results = [scan(params[name], x, next(states), mask) for scan, name in zip(directions, names, strict=True)]
+        results = [run(params[name], x, next(states), mask) for run, name in zip(directions, names, strict=True)]
         x = jnp.concatenate([states for states, _ in results], axis=-1)
         x = x if mask is None else jnp.where(mask, x, 0)
         h_n += [h for _, h in results]

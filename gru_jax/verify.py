@@ -14,16 +14,26 @@ lets the median decide. Only luck is forgiven: float64 has none at 1e-10, and of
 was further off than 10 times its bound, so an input beyond 16 times, or not finite, decides by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gru_jax.params import GRUParams
+from gru_jax.stack import gru
+from gru_jax.weights.found import Found
+
 FLOAT64_BOUND = 1e-10
 FEW_ULP = 8
 LUCK = 16
+SEEDS = 9  # inputs that `compare` tries where the first one misses
+STEPS, BATCH = 100, 4  # of its random inputs
+
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,3 +113,99 @@ def typical(verdicts: Sequence[Verdict]) -> Verdict:
     worst = by_share[-1]
     lucky = worst.bound != FLOAT64_BOUND and worst.distance <= LUCK * worst.bound < np.inf
     return by_share[len(verdicts) // 2] if lucky else worst
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+      verdicts: dtype -> a verdict on each array: output, h_n, and the gradients that the original has.
+      errors: "gru_jax" and the original's name -> [L], the largest error of the float32 output at each time step.
+    """
+
+    verdicts: Mapping[str, Sequence[Verdict]]
+    errors: Mapping[str, np.ndarray]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every verdict is a pass."""
+        return all(verdict.passed for verdicts in self.verdicts.values() for verdict in verdicts)
+
+
+def compare(found: Found, x: ArrayLike | None = None) -> Comparison:
+    """Runs a GRU of a file here and in its own framework, in float32 and in float64, and judges every array.
+
+    Where an array misses the bound of float32 on the first input, the median of nine decides, see `typical`.
+
+    Args:
+      found: what `weights.checkpoint.open_checkpoint` found in a file.
+      x: real inputs [L, N, I] or [L, I] in place of random ones. h_0 and the cotangents of both results are random.
+
+    Raises:
+      ValueError: if x has another shape, or its numbers are not all finite.
+      ImportError: if the original's framework is not installed.
+    """
+    x = None if x is None else _checked(x, found.config.input_size)
+    with jax.enable_x64(True):
+        params = jax.tree.map(np.asarray, found.read())
+    run_here, verdicts, errors = runner(found), {}, {}
+    for dtype in ("float32", "float64"):
+        trials: list[list[Verdict]] = []
+        for seed in range(SEEDS):
+            inputs = random_inputs(found, x, seed)
+            ours, original = run_here(params, dtype, inputs), found.original(dtype, *inputs)
+            reference = original if dtype == "float64" else found.original("float64", *inputs)
+            trials.append([judge(name, ours[name], original[name], reference[name]) for name in reference])
+            if seed == 0 and dtype == "float32":
+                results = {"gru_jax": ours, found.framework: original}
+                error = lambda result, reference=reference: np.abs(result["output"] - reference["output"])
+                errors = {name: error(result).max(axis=(1, 2), initial=0) for name, result in results.items()}
+            if dtype == "float64" or all(verdict.passed for verdict in trials[0]):
+                break
+        verdicts[dtype] = [typical(of_one_array) for of_one_array in zip(*trials, strict=True)]
+    return Comparison(verdicts, errors)
+
+
+def _checked(x: ArrayLike, input_size: int) -> np.ndarray:
+    """Returns x as [L, N, I], float64."""
+    given = np.asarray(x)
+    array = given[:, None] if given.ndim == 2 else given
+    if array.ndim != 3 or array.shape[-1] != input_size:
+        raise ValueError(f"verify: expected x of shape [L, N, I] or [L, I], I = {input_size}, got {list(given.shape)}.")
+    if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
+        raise ValueError(f"verify: expected x of finite numbers, got {array.dtype} with others among them.")
+    return array.astype(np.float64)
+
+
+def random_inputs(found: Found, x: np.ndarray | None, seed: int) -> tuple[np.ndarray, ...]:
+    """Returns x, h_0, d_output and d_h_n: numbers that float32 holds exactly."""
+    rng, config = np.random.default_rng(seed), found.config
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    x = normal(STEPS, BATCH, config.input_size) if x is None else x.astype(np.float32)
+    steps, batch = x.shape[:2]
+    states = (config.num_layers * config.num_directions, batch, config.hidden_size)
+    return x, normal(*states), normal(steps, batch, config.num_directions * config.hidden_size), normal(*states)
+
+
+def runner(found: Found) -> Callable[..., Arrays]:
+    """Returns (params, dtype, inputs) -> the same as `found.original`, computed by `gru`, compiled once a dtype."""
+    time = (lambda a: jnp.flip(a, 0)) if found.backwards else (lambda a: a)
+
+    def forward(params: GRUParams, x: jax.Array, h_0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        output, h_n = gru(params, time(x), h_0, reset_after=found.config.reset_after, precision="highest")
+        return time(output), h_n
+
+    @jax.jit
+    def run(params: GRUParams, x: jax.Array, h_0: jax.Array, *cotangents: jax.Array) -> dict[str, jax.Array]:
+        (output, h_n), pull_back = jax.vjp(forward, params, x, h_0)
+        d_params, d_x, d_h_0 = pull_back(cotangents)
+        flat = {f"d_{cell}/{key}": a for cell, arrays in d_params.items() for key, a in arrays.items()}
+        return {"output": output, "h_n": h_n, "d_x": d_x, "d_h_0": d_h_0, **flat}
+
+    def run_here(params: Any, dtype: str, inputs: Sequence[np.ndarray]) -> Arrays:
+        with jax.enable_x64(dtype == "float64"):
+            cast = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, *inputs))
+            return {name: np.asarray(a) for name, a in run(*cast).items()}
+
+    return run_here

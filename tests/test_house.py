@@ -15,12 +15,45 @@ FLOORS = [
     {"_shapes"},
     {"params", "sequences"},
     {"cell"},
-    {"scan", "strategy", "tangent"},
+    {"scan", "strategy", "tangent", "quantize"},
     {"gradients"},
     {"stack"},
-    {"linen", "nnx", "weights.pytorch"},
+    {"linen", "nnx", "weights.quantized_pytorch"},
+    {"quantized"},
+    {"quantized_linen", "quantized_nnx"},
+    # weights/, from what all formats share, by what their files are made of, to the GRUs in them.
+    {f"weights.{name}" for name in ("found", "gate_order", "reference", "signatures", "zips", "keras_config")},
+    {
+        *(f"weights.{name}" for name in ("pytorch_original", "reparametrized", "torchscript")),
+        *(f"weights.{name}" for name in ("trees", "keras_hdf5", "keras_live", "onnx_file", "safetensors")),
+    },
+    {f"weights.{name}" for name in ("flax_cells", "keras_files", "onnx_graph", "arrays")},
+    {"weights.bundles", "weights.onnx_layers"},
+    {"weights.onnx_original"},
+    {
+        *(f"weights.{name}" for name in ("pytorch", "flax", "own", "equinox", "haiku", "keras")),
+        *(f"weights.{name}" for name in ("onnx", "onnx_export")),
+    },
+    # Any file: its tensors, the GRUs among them, and the way out.
+    {"weights.torch_files", "weights.search"},
+    {"weights.checkpoint", "weights.writers"},
     {"verify"},
+    {"cli"},
 ]
+# Modules that are tested through what stands on them.
+SEEN_THROUGH = {
+    "_shapes": "stack",
+    "scan": "gradients",
+    "tangent": "gradients",
+    "found": "checkpoint",
+    "gate_order": "onnx",
+    "reference": "onnx_original",
+    "trees": "flax",
+    "flax_cells": "flax",
+    "keras_config": "keras",
+    "keras_live": "keras",
+    "keras_hdf5": "keras_files",
+}
 OPTIONAL = {"torch", "onnx", "onnxruntime", "keras", "h5py", "safetensors", "tensorflow", "equinox", "haiku"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
@@ -42,8 +75,8 @@ def imports_of(path):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            inside = node.module == "gru_jax"
-            names = [f"gru_jax.{alias.name}" for alias in node.names] if inside else [node.module]
+            inside = node.module in ("gru_jax", "gru_jax.weights")
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if inside else [node.module]
         for name in names:
             package, _, module = name.partition(".")
             if package == "gru_jax":
@@ -79,10 +112,7 @@ def test_importing_gru_jax_loads_no_optional_package():
 def test_every_module_has_its_test_file():
     for path in MODULES:
         folder = ROOT / "tests" / path.parent.relative_to(PACKAGE)
-        name = {"_shapes": "stack", "scan": "gradients", "tangent": "gradients"}.get(
-            path.stem, path.stem
-        )  # Seen through what stands on them.
-        assert (folder / f"test_{name}.py").exists(), path
+        assert (folder / f"test_{SEEN_THROUGH.get(path.stem, path.stem)}.py").exists(), path
 
 
 def test_the_public_names_are_those_of_the_documentation():
@@ -92,7 +122,7 @@ def test_the_public_names_are_those_of_the_documentation():
     assert names >= {
         *("GRUConfig", "init_params", "infer_config", "gru_step", "gru", "stacked_step"),
         *("PackedSequence", "pack_padded_sequence", "pad_packed_sequence"),
-        *("from_torch", "to_torch", "find_grus", "linen", "nnx"),
+        *("from_torch", "to_torch", "find_grus", "load", "save", "linen", "nnx"),
     }
     for name in names:
         public = getattr(gru_jax, name)

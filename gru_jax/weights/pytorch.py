@@ -13,6 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,8 +31,12 @@ from gru_jax.params import (
     param_shapes,
     stack_shapes,
 )
+from gru_jax.weights import pytorch_original, reparametrized
+from gru_jax.weights.found import Found, Tensor
 
 _NAME = re.compile(r"(?:weight|bias)_(?:ih|hh)(?:_l(?P<layer>[0-9]{1,6})(?P<reverse>_reverse)?)?")
+_PACKED = re.compile(r"(?P<prefix>(?:.+\.)?)(?:_all_weight_values\.[0-9]+\.param|_packed_weight_[ih]h)(?:\..*)?")
+_FLOATS = {"float16", "bfloat16", "float32", "float64"}
 _OTHERS = {1: "a plain RNN", 4: "an LSTM"}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -75,7 +80,7 @@ def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, dict[str, dict
         raise ValueError(f"from_torch: expected a GRU at prefix {prefix!r}, found none. {_prefixes(state_dict)}{hint}")
     config = dataclasses.replace(_read_config("from_torch", prefix, shapes), **options)
 
-    arrays = {name: _to_numpy(f"{prefix}{name}", value) for name, value in held.items()}
+    arrays = {name: _floats(f"{prefix}{name}", value) for name, value in held.items()}
     wide = [name for name, array in arrays.items() if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype]
     if wide:
         warnings.warn(
@@ -110,12 +115,17 @@ def to_torch(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
       >>> {name: array.shape for name, array in to_torch(init_params(jax.random.key(0), GRUConfig(1, 2))).items()}
       {'weight_ih_l0': (6, 1), 'weight_hh_l0': (6, 2), 'bias_ih_l0': (6,), 'bias_hh_l0': (6,)}
     """
-    state_dict = {}
-    for cell, ours in _cells(params).items():
-        for key, array in ours.items():
-            wide = np.asarray(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
-            state_dict[_torch_name(cell, key)] = np.array(wide.T, order="C")
-    return state_dict
+    widened = lambda array: array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
+    return {name: widened(array) for name, array in named_arrays(params).items()}
+
+
+def named_arrays(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
+    """`to_torch` in the parameters' own dtypes: bfloat16 as ml_dtypes adds it to NumPy."""
+    return {
+        _torch_name(cell, key): np.array(np.asarray(array).T, order="C")
+        for cell, ours in _cells(params).items()
+        for key, array in ours.items()
+    }
 
 
 def find_grus(state_dict: Mapping[str, Any]) -> dict[str, GRUConfig]:
@@ -147,6 +157,52 @@ def find_grus(state_dict: Mapping[str, Any]) -> dict[str, GRUConfig]:
         for prefix, shapes in groups.items()
         if 3 in _gate_counts(shapes)
     }
+
+
+def find(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Found], dict[str, str]]:
+    """Finds every GRU and GRUCell among a file's tensors, by their names and shapes; none is read.
+
+    Args:
+      tensors: by name, under any prefixes. Weights kept in parts (weight_norm, spectral_norm, pruning) count as whole.
+
+    Returns:
+      The GRUs by prefix; and by prefix, why what looks like a recurrent layer is none that can be imported.
+
+    Example:
+      >>> lazy = lambda *shape: Tensor(shape, "float32", lambda: np.zeros(shape, np.float32))
+      >>> grus, refused = find({"enc.weight_ih": lazy(60, 10), "enc.weight_hh": lazy(60, 20), "fc.bias": lazy(3)})
+      >>> grus["enc."].config.hidden_size, refused
+      (20, {})
+    """
+    found: dict[str, Found] = {}
+    refused: dict[str, str] = {}
+    for prefix, weights in reparametrized.groups(tensors).items():
+        try:
+            found[prefix] = _found(prefix, weights)
+        except ValueError as error:
+            refused[prefix] = " ".join(str(error).removeprefix("find: ").split())
+    for match in filter(None, map(_PACKED.fullmatch, tensors)):
+        refused[match["prefix"]] = "dynamically quantized (torch.ao): save the model as it was before quantize_dynamic."
+    return found, refused
+
+
+def _found(prefix: str, weights: Mapping[str, reparametrized.Parts]) -> Found:
+    """Makes one GRU of the weights under a prefix, or raises ValueError."""
+    whole = {weight: reparametrized.whole(weight, parts) for weight, parts in weights.items()}
+    shapes = {weight: tensor.shape for weight, tensor in whole.items()}
+    if kind := _other_kind(shapes):
+        raise ValueError(f"{kind}, whose weight_hh has shape {_first(shapes, 'weight_hh')}, a GRU's has [3H, H].")
+    config = _read_config("find", prefix, shapes)
+    for weight, tensor in whole.items():
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(f"{weight} is {tensor.dtype}: expected a floating dtype of at most 64 bits.")
+    return Found(
+        config,
+        lambda: from_torch({f"{prefix}{weight}": tensor.read() for weight, tensor in whole.items()}, prefix)[1],
+        partial(pytorch_original.run, config, whole),
+        "torch.nn.GRUCell" if "weight_ih" in whole else "torch.nn.GRU",
+        tuple(name for parts in weights.values() for name, _ in parts.values()),
+    )
 
 
 def _cells(params: Any) -> dict[str, dict[str, jax.Array]]:
@@ -183,9 +239,7 @@ def _prefixes(state_dict: Mapping[str, Any]) -> str:
 
 def _read_config(function: str, prefix: str, shapes: Shapes) -> GRUConfig:
     """Reads the sizes off the names and shapes under one prefix, and checks that they make one GRU."""
-    others = [_OTHERS[gates] for gates in _gate_counts(shapes) if gates in _OTHERS]
-    if "weight_hr_l0" in shapes or (others and 3 not in _gate_counts(shapes)):
-        kind = "an LSTM" if "weight_hr_l0" in shapes else " and ".join(others)
+    if kind := _other_kind(shapes):
         raise ValueError(
             f"{function}: expected a GRU at prefix {prefix!r}, got {kind}: a GRU's weight_hh has shape [3H, H], "
             f"this one's is {_first(shapes, 'weight_hh')}."
@@ -211,6 +265,14 @@ def _read_config(function: str, prefix: str, shapes: Shapes) -> GRUConfig:
     return GRUConfig(**sizes)
 
 
+def _other_kind(shapes: Shapes) -> str:
+    """Returns what other recurrent layer these are the shapes of: "an LSTM", "a plain RNN" or none, ""."""
+    if "weight_hr_l0" in shapes:
+        return "an LSTM"
+    counts = _gate_counts(shapes)
+    return "" if 3 in counts else " and ".join(_OTHERS[gates] for gates in counts if gates in _OTHERS)
+
+
 def _gate_counts(shapes: Shapes) -> set[int | None]:
     """Returns how many gates the hidden weights have: 3 in a GRU, 4 in an LSTM, 1 in a plain RNN, None in no RNN."""
     hidden = [shape for name, shape in shapes.items() if _NAME.fullmatch(name) and name.startswith("weight_hh")]
@@ -234,16 +296,28 @@ def _our_name(name: str) -> tuple[str, str]:
     return cell[0] if cell else "l0", f"{kind}_{half}".replace("weight", "kernel")
 
 
-def _to_numpy(name: str, value: Any) -> np.ndarray:
-    """Returns a tensor's numbers without touching it; bfloat16 by way of float32, which holds all of it."""
+def to_numpy(tensor: Any) -> np.ndarray:
+    """Returns a torch tensor's numbers without touching it; bfloat16 by way of float32, which holds all of it.
+
+    Raises:
+      TypeError: if it is sparse, quantized, on the meta device, or of a dtype that NumPy lacks.
+    """
+    try:
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+        half = str(tensor.dtype) == "torch.bfloat16"
+        return tensor.float().numpy().astype(jnp.bfloat16) if half else tensor.numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise TypeError(str(error)) from error
+
+
+def _floats(name: str, value: Any) -> np.ndarray:
+    """Returns the numbers of a tensor or an array; raises TypeError where they are no floats."""
     kind = getattr(value, "dtype", type(value).__name__)
     expected = f"from_torch: expected {name} to be a dense tensor of a floating dtype of at most 64 bits, got {kind}."
     if hasattr(value, "detach"):
         try:
-            tensor = value.detach().cpu().resolve_neg()
-            half = str(tensor.dtype) == "torch.bfloat16"
-            value = tensor.float().numpy().astype(jnp.bfloat16) if half else tensor.numpy()
-        except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, quantized, on the meta device, ...
+            value = to_numpy(value)
+        except TypeError as error:
             raise TypeError(f"{expected} {error}") from error
     is_array = isinstance(value, np.ndarray | jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)
     if not is_array or value.dtype.itemsize > 8:

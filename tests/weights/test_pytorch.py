@@ -11,6 +11,8 @@ import torch
 
 from gru_jax import GRUConfig, find_grus, from_torch, gru, init_params, to_torch
 from gru_jax.params import infer_config
+from gru_jax.weights.found import Tensor
+from gru_jax.weights.pytorch import find, named_arrays
 
 FLAGS = (True, False)
 
@@ -321,3 +323,76 @@ def test_exported_arrays_are_writable_contiguous_and_no_view_of_the_parameters()
         assert array.flags.c_contiguous
         array += 1
     chex.assert_trees_all_equal(params, before)
+
+
+def lazy(state_dict):
+    """Tensors of a state_dict that must not be read."""
+
+    def read():
+        raise AssertionError("shapes alone are looked at")
+
+    return {name: Tensor(tuple(a.shape), str(a.dtype).removeprefix("torch."), read) for name, a in state_dict.items()}
+
+
+def test_find_finds_the_grus_of_a_whole_model_and_says_what_the_others_are():
+    grus, refused = find(lazy(Tagger().state_dict()))
+    assert {prefix: gru.config for prefix, gru in grus.items()} == {
+        "encoder.rnn.": GRUConfig(5, 4, 2, bidirectional=True),
+        "cells.0.": GRUConfig(5, 4, bias=False),
+    }
+    assert grus["cells.0."].names == ("cells.0.weight_ih", "cells.0.weight_hh")
+    assert [gru.framework for gru in grus.values()] == ["torch.nn.GRU", "torch.nn.GRUCell"]
+    because = "whose weight_hh has shape {}, a GRU's has [3H, H]."
+    assert refused == {
+        "encoder.lstm.": "an LSTM, " + because.format([16, 4]),
+        "encoder.projected.": "an LSTM, " + because.format([16, 2]),
+        "encoder.plain.": "a plain RNN, " + because.format([4, 4]),
+        "cells.1.": "an LSTM, " + because.format([16, 4]),
+        "cells.2.": "a plain RNN, " + because.format([4, 4]),
+    }
+
+
+def test_one_bad_group_does_not_hide_the_others():
+    good, odd = torch.nn.GRU(5, 4).state_dict(), torch.ones(12, 4)
+    bad = {
+        "missing": changed(lambda s: s.pop("bias_ih_l0")),
+        "neighbour": good | {"weight_hx_l0": odd},
+        "projected": good | {"weight_hr_l0": odd},
+        "suffix": good | {"weight_hh_l0_scale": odd},
+        "integers": good | {"bias_hh_l0": torch.ones(12, dtype=torch.int64)},
+        "convolution": {"weight_ih": torch.ones(12, 4, 3, 3), "weight_hh": torch.ones(12, 4, 3, 3)},
+        "forged": good | {"weight_hh_l999999": odd},
+        "empty": {"weight_ih": torch.ones(0, 0), "weight_hh": torch.ones(0, 0)},
+        "half": {"weight_ih_l0": odd},
+    }
+    everything = {f"{name}.{key}": a for name, group in (bad | {"good": good}).items() for key, a in group.items()}
+    grus, refused = find(lazy(everything | {"fc.weight": odd, "attention.bias_k": odd, "weight_v": odd}))
+    assert list(grus) == ["good."]
+    for name, message in {
+        "missing": "missing: bias_ih_l0 [12]",
+        "neighbour": "unexpected: weight_hx_l0 [12, 4]",
+        "projected": "an LSTM, ",
+        "suffix": "what they make is not in the file",
+        "integers": "bias_hh_l0 is int64",
+        "convolution": "wrong shape: weight_hh, expected [12, 4], got [12, 4, 3, 3]",
+        "forged": "unexpected: weight_hh_l999999 [12, 4]",
+        "empty": "expected input_size to be at least 1, got 0",
+        "half": "missing: weight_hh_l0 [12, 4]",
+    }.items():
+        assert message in refused.pop(f"{name}.")
+    assert not refused
+
+
+def test_other_tensors_beside_a_gru_at_the_top_do_not_matter():
+    state_dict = torch.nn.GRU(5, 4).state_dict() | {"fc.weight": torch.ones(3, 4), "gain": torch.ones(3)}
+    grus, refused = find(lazy(state_dict))
+    assert grus[""].config == GRUConfig(5, 4)
+    assert grus[""].names == tuple(state_dict)[:4]
+    assert not refused
+
+
+def test_named_arrays_keep_bfloat16_where_to_torch_widens():
+    params = init_params(jax.random.key(0), GRUConfig(5, 4), jnp.bfloat16)
+    arrays = named_arrays(params)
+    assert {a.dtype for a in arrays.values()} == {np.dtype(jnp.bfloat16)}
+    chex.assert_trees_all_equal({n: a.astype(np.float32) for n, a in arrays.items()}, to_torch(params))

@@ -1,0 +1,263 @@
+"""PyTorch's dynamically quantized GRU: int8 weights and activations, or float16 weights. For inference only.
+
+qparams = quantize_dynamic(params)            a quarter of the bytes ("float16": half)
+output, h_n = quantized.gru(qparams, x)       the numbers of torch.ao.nn.quantized.dynamic.GRU
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
+
+from gru_jax import _shapes
+from gru_jax.cell import Gates, new_state
+from gru_jax.gradients import scan_layer
+from gru_jax.params import GRUParams, check_params
+from gru_jax.quantize import (
+    FLOAT16_MAX,
+    Activations,
+    QuantizedCell,
+    QuantizedParams,
+    check_quantized,
+    matmul,
+    quantize_activations,
+    quantize_weights,
+)
+from gru_jax.scan import scan_time
+from gru_jax.stack import Scan, Sequence, compose
+from gru_jax.weights.quantized_pytorch import from_torch as from_torch
+
+
+def quantize_dynamic(
+    params: GRUParams, dtype: str = "int8", *, reduce_range: bool = True
+) -> dict[str, dict[str, jax.Array]]:
+    """Quantizes a float GRU: `torch.ao.quantization.quantize_dynamic(model, {torch.nn.GRU}, dtype=...)`.
+
+    Biases stay float32. A GRU without biases, which PyTorch does not quantize, is quantized all the same.
+
+    Args:
+      params: GRUParams of the PyTorch form of the new gate (`reset_after=True`).
+      dtype: "int8", a quarter of float32's bytes: w = scale * q with scale = max|w| / 127.5. Or "float16", half: the
+        kernels rounded, and cut to +-65504.
+      reduce_range: for int8, whether activations have 7 bits, as under PyTorch's engines x86 and fbgemm; False for 8,
+        as under qnnpack, which ignores its own reduce_range.
+
+    Returns:
+      QuantizedParams, for `quantized.gru`.
+
+    Raises:
+      TypeError: if params are not GRUParams.
+      ValueError: if params do not hold together, or dtype is something else.
+
+    Example:
+      >>> from gru_jax import GRUConfig, init_params
+      >>> qparams = quantize_dynamic(init_params(jax.random.key(0), GRUConfig(10, 20)))
+      >>> [(key, str(array.dtype)) for key, array in qparams["l0"].items() if key.endswith("hh")]
+      [('kernel_hh', 'int8'), ('bias_hh', 'float32'), ('scale_hh', 'float32')]
+    """
+    check_params("quantize_dynamic", params)
+    _shapes.check_flags("quantize_dynamic", reduce_range=reduce_range)
+    forms = {"int8": functools.partial(_to_int8, reduce_range), "float16": _to_float16}
+    if dtype not in forms:
+        raise ValueError(f"quantize_dynamic: expected dtype 'int8' or 'float16', got {dtype!r}.")
+    return {name: forms[dtype](cell) for name, cell in params.items()}
+
+
+def to_float(qparams: QuantizedParams) -> dict[str, dict[str, jax.Array]]:
+    """The float32 GRUParams that quantized weights stand for, for `gru_jax.gru`: w = scale * q.
+
+    Raises:
+      TypeError: if qparams are not QuantizedParams.
+      ValueError: if they do not hold together.
+
+    Example:
+      >>> from gru_jax import GRUConfig, init_params
+      >>> params = init_params(jax.random.key(0), GRUConfig(10, 20))
+      >>> floats = to_float(quantize_dynamic(params))
+      >>> bool(jnp.abs(floats["l0"]["kernel_hh"] - params["l0"]["kernel_hh"]).max() < 0.001)
+      True
+    """
+    check_quantized("to_float", qparams)
+    return {name: _to_float(cell) for name, cell in qparams.items()}
+
+
+def gru(
+    qparams: QuantizedParams,
+    x: Sequence,
+    h_0: jax.Array | None = None,
+    *,
+    seq_lengths: ArrayLike | None = None,
+    batch_first: bool = False,
+    per_example: bool = False,
+    precision: PrecisionLike = None,
+    unroll: int = 1,
+) -> tuple[Sequence, jax.Array]:
+    """`gru_jax.gru` with quantized weights: `torch.ao.nn.quantized.dynamic.GRU`.
+
+    With int8 weights, the input of a layer is quantized once, by its range over all sequences and steps (padding does
+    not count), and the state at every step, by its range over all sequences that have that step. So a sequence's
+    output depends on its neighbours in the batch, as it does in PyTorch. With `per_example` every sequence is
+    quantized by itself, as if it ran alone, and no batch, order or `jax.vmap` changes its numbers.
+
+        q(v) = clip(rint(v / s + z), 0, 255) - z          s, z from min and max of v, 0 included
+        W v  = (q(W) q(v)) * (s_W * s)                    integers, exactly; then biases and gates in float32
+
+    With float16 weights the arithmetic is float32's, on the rounded weights.
+
+    All is computed in float32, which x and h_0 become, and the result is float32. For inference: with int8 weights a
+    gradient raises TypeError, and dropout, which PyTorch's module keeps but never applies, is no argument.
+
+    Args:
+      qparams: QuantizedParams, as from `quantize_dynamic` or `quantized.from_torch`.
+      x: [L, N, I], or [N, L, I] with `batch_first`, or one unbatched sequence [L, I], which PyTorch's quantized GRU
+        refuses, or a PackedSequence.
+      h_0: [num_layers*D, N, H] ([num_layers*D, H] unbatched); zeros by default.
+      seq_lengths: as in `gru_jax.gru`; the numbers are those of a PackedSequence.
+      batch_first: whether the batch axis of x and output comes first.
+      per_example: whether each sequence is quantized by itself.
+      precision: of the matmuls of float16 weights, as in `jax.lax.dot`. Those of int8 weights are always exact.
+      unroll: time steps in one iteration of the compiled loop.
+
+    Returns:
+      output and h_n, as `gru_jax.gru` does.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if shapes do not fit together, or a known length is outside 0..L.
+
+    Example:
+      >>> from gru_jax import GRUConfig, init_params
+      >>> qparams = quantize_dynamic(init_params(jax.random.key(0), GRUConfig(10, 20, num_layers=2)))
+      >>> output, h_n = gru(qparams, jnp.ones((5, 3, 10)))
+      >>> output.shape, h_n.shape
+      ((5, 3, 20), (2, 3, 20))
+
+    Source: aten/src/ATen/native/RNN.cpp and aten/src/ATen/native/quantized/cpu/qlinear_dynamic.cpp of PyTorch.
+    """
+    config = check_quantized("quantized.gru", qparams)
+    _shapes.check_flags("quantized.gru", batch_first=batch_first, per_example=per_example)
+    _shapes.check_positive("quantized.gru", unroll=unroll)
+    scan = _scan(per_example, precision, unroll)
+    return compose(
+        "quantized.gru", scan, config, qparams, x, h_0, seq_lengths=seq_lengths, batch_first=batch_first,
+        dtype=jnp.float32,
+    )  # fmt: skip
+
+
+def gru_step(
+    qparams: QuantizedCell,
+    h: jax.Array,
+    x: jax.Array,
+    *,
+    per_example: bool = False,
+    precision: PrecisionLike = None,
+) -> jax.Array:
+    """One time step: `torch.ao.nn.quantized.dynamic.GRUCell`. Inference only, as `quantized.gru`.
+
+    Args:
+      qparams: one cell of QuantizedParams: `qparams["l0"]`.
+      h: [..., H], the state before the step.
+      x: [..., I], the input, with the same leading axes.
+      per_example: whether each row is quantized by itself; by default all are quantized together, as in PyTorch.
+      precision: as in `quantized.gru`.
+
+    Returns:
+      h' of shape [..., H], in float32.
+
+    Raises:
+      TypeError: if an array is of the wrong kind.
+      ValueError: if shapes do not fit together.
+
+    Example:
+      >>> from gru_jax import GRUConfig, init_params
+      >>> qparams = quantize_dynamic(init_params(jax.random.key(0), GRUConfig(10, 20)))
+      >>> gru_step(qparams["l0"], jnp.zeros((3, 20)), jnp.ones((3, 10))).shape
+      (3, 20)
+    """
+    name = "quantized.gru_step"
+    config = check_quantized(name, {"l0": qparams})
+    _shapes.check_flags(name, per_example=per_example)
+    _shapes.check_array(name, "h", h)
+    _shapes.check_array(name, "x", x)
+    batch = x.shape[:-1]
+    _shapes.check_shape(name, "x", x, "..., I", (*batch, config.input_size), "I is read off kernel_ih.")
+    _shapes.check_shape(name, "h", h, "..., H", (*batch, config.hidden_size), "h and x share their leading axes.")
+    x, h = jnp.asarray(x, jnp.float32), jnp.asarray(h, jnp.float32)
+    return _one_step(_scan(per_example, precision, 1), dict(qparams), h, x)
+
+
+# Compiled even outside jit: only as one program with the rest do a product and a sum round once, as in PyTorch.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _one_step(scan: Scan, cell: QuantizedCell, h: jax.Array, x: jax.Array) -> jax.Array:
+    return scan(cell, x[None], h, None)[1]
+
+
+@functools.lru_cache(typed=True)
+def _scan(per_example: bool, precision: PrecisionLike, unroll: int) -> Scan:
+    """One layer, one direction: the same object for the same options, as `compose` asks."""
+
+    def scan(cell, x, h_0, mask):
+        if cell["kernel_hh"].dtype == jnp.int8:
+            return _scan_int8(cell, x, h_0, mask, per_example, unroll)
+        # Widened outside the loop, which would otherwise do it at every step.
+        widened = {key: array.astype(jnp.float32) for key, array in cell.items()}
+        options = {"reset_after": True, "precision": precision, "remat": None, "unroll": unroll}
+        return scan_layer(widened, x, h_0, mask, **options)
+
+    return scan
+
+
+def _scan_int8(
+    cell: QuantizedCell, x: jax.Array, h_0: jax.Array, mask: jax.Array | None, per_example: bool, unroll: int
+) -> tuple[jax.Array, jax.Array]:
+    """`scan_layer` with int8 kernels. What stands in x's padding is zero, which every range includes."""
+    from_input, from_state = (functools.partial(_gates, *_half(cell, half)) for half in ("ih", "hh"))
+    inputs = quantize_activations(x, cell["reduce_range"], (0, -1) if per_example else None)
+    igates = from_input(inputs)
+
+    def advance(h, at_t):
+        (i_r, i_z, i_n), present = at_t
+        active = h if present is None else jnp.where(present, h, 0)  # a sequence that has ended widens no range
+        states = quantize_activations(active, cell["reduce_range"], (-1,) if per_example else None)
+        h_r, h_z, h_n = from_state(states)
+        r, z = jax.nn.sigmoid(i_r + h_r), jax.nn.sigmoid(i_z + h_z)
+        return new_state(h, z, jnp.tanh(i_n + r * h_n)), None
+
+    states, _, h_n = scan_time(advance, h_0, (igates, mask), mask, unroll=unroll)
+    return states, h_n
+
+
+def _half(cell: QuantizedCell, half: str) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | float]:
+    """What makes one half of the gates, "ih" or "hh": kernel, its columns' sums, scale, bias."""
+    kernel = cell[f"kernel_{half}"]
+    return kernel, kernel.sum(axis=0, dtype=jnp.int32), cell[f"scale_{half}"], cell.get(f"bias_{half}", 0.0)
+
+
+def _gates(kernel, sums, scale, bias, activations: Activations) -> Gates:
+    r, z, n = jnp.split(matmul(activations, kernel, sums, scale) + bias, 3, axis=-1)
+    return r, z, n
+
+
+def _to_int8(reduce_range: bool, cell: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    (kernel_ih, scale_ih), (kernel_hh, scale_hh) = (quantize_weights(cell[f"kernel_{half}"]) for half in ("ih", "hh"))
+    scales = {"scale_ih": scale_ih, "scale_hh": scale_hh, "reduce_range": jnp.array(reduce_range)}
+    return {"kernel_ih": kernel_ih, "kernel_hh": kernel_hh, **_biases(cell), **scales}
+
+
+def _to_float16(cell: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    kernels = {key: cell[key].astype(jnp.float32) for key in ("kernel_ih", "kernel_hh")}
+    rounded = {key: jnp.clip(a, -FLOAT16_MAX, FLOAT16_MAX).astype(jnp.float16) for key, a in kernels.items()}
+    return {**rounded, **_biases(cell)}
+
+
+def _to_float(cell: QuantizedCell) -> dict[str, jax.Array]:
+    scale = {half: cell.get(f"scale_{half}", 1.0) for half in ("ih", "hh")}
+    kernels = {f"kernel_{half}": cell[f"kernel_{half}"].astype(jnp.float32) * scale[half] for half in scale}
+    return {**kernels, **_biases(cell)}
+
+
+def _biases(cell: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {key: a.astype(jnp.float32) for key, a in cell.items() if key.startswith("bias")}

@@ -1,0 +1,56 @@
+"""Every format that a GRU can be written in: the table behind `gru-jax convert`."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from gru_jax.params import GRUConfig, GRUParams
+from gru_jax.weights import arrays, flax, keras, onnx_export, safetensors, torch_files
+
+
+class Format(NamedTuple):
+    """A format to write.
+
+    Attributes:
+      title: what it is.
+      suffixes: of files that are written so without being told; "" for a folder.
+      save: (path, config, params), writes it.
+    """
+
+    title: str
+    suffixes: tuple[str, ...]
+    save: Callable[[Path, GRUConfig, GRUParams], None]
+
+
+FORMATS = {
+    "safetensors": Format("Flax parameters, safetensors", (".safetensors",), safetensors.save),
+    "msgpack": Format("Flax parameters, msgpack", (".msgpack",), arrays.save_msgpack),
+    "orbax": Format("Flax parameters, an Orbax folder", ("",), arrays.save_orbax),
+    "torch": Format("a state_dict of torch.nn.GRU", (".pt", ".pth", ".bin", ".ckpt"), torch_files.save),
+    "onnx": Format("an ONNX model", (".onnx",), onnx_export.save_onnx),
+    "keras": Format("a Keras model", (".keras",), keras.save_keras),
+    "flax": Format("flax.linen.GRUCell parameters, msgpack", (), flax.save_linen),
+    "nnx": Format("flax.nnx.GRUCell parameters, msgpack", (), flax.save_nnx),
+}
+
+
+def format_of(path: Path) -> str:
+    """Returns the format that a path's suffix names. Raises ValueError where it names none."""
+    for name, form in FORMATS.items():
+        if path.suffix.lower() in form.suffixes:
+            return name
+    known = ", ".join(suffix for form in FORMATS.values() for suffix in form.suffixes if suffix)
+    raise ValueError(f"{path}: expected a suffix of {known}, or none for an Orbax folder; or name the format: --to.")
+
+
+def write(name: str, path: Path, config: GRUConfig, params: GRUParams) -> None:
+    """Writes a GRU under a temporary name beside `path` and then renames it, so that a crash leaves what was there."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        FORMATS[name].save(made, config, params)
+        if path.is_dir() and not path.is_symlink():
+            shutil.move(path, Path(folder) / "old")
+        os.replace(made, path)

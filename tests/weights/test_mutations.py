@@ -1,0 +1,103 @@
+"""Files of every format with one byte changed, or cut short: refused, or still the same GRU."""
+
+import dataclasses
+import functools
+import math
+import warnings
+
+import jax
+import keras
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gru_jax
+from gru_jax import GRUConfig, init_params
+from gru_jax.weights.checkpoint import open_checkpoint
+from gru_jax.weights.onnx_export import to_onnx
+from gru_jax.weights.writers import write
+
+CONFIG = GRUConfig(2, 3, num_layers=2)
+REFUSALS = (ValueError, TypeError, OSError, ImportError)
+
+
+def to_state_dict(params):
+    return {name: torch.from_numpy(array) for name, array in gru_jax.to_torch(params).items()}
+
+
+def write_scripted(path, params):
+    module = torch.nn.GRU(2, 3, 2)
+    module.load_state_dict(to_state_dict(params))
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(module), path)
+
+
+def write_keras_h5(path, params):
+    model = keras.Sequential([keras.layers.Input((None, 2)), keras.layers.GRU(3)])
+    model.set_weights(gru_jax.weights.keras.to_keras(GRUConfig(2, 3), {"l0": params["l0"]})["gru"])
+    with warnings.catch_warnings(action="ignore"):
+        model.save(path)
+
+
+WRITERS = {
+    "zip.pt": lambda path, params: torch.save({"model": to_state_dict(params), "epoch": 1}, path),
+    "legacy.pt": lambda path, params: torch.save(to_state_dict(params), path, _use_new_zipfile_serialization=False),
+    "script.pt": write_scripted,
+    "npz.npz": lambda path, params: np.savez(path, **gru_jax.to_torch(params)),
+    "ours.safetensors": lambda path, params: write("safetensors", path, CONFIG, params),
+    "ours.msgpack": lambda path, params: write("msgpack", path, CONFIG, params),
+    "linen.msgpack": lambda path, params: write("flax", path, CONFIG, params),
+    "model.onnx": lambda path, params: onnx.save(to_onnx(CONFIG, params), path),
+    "model.keras": lambda path, params: write("keras", path, CONFIG, params),
+    "model.h5": write_keras_h5,
+}
+
+
+def read_all(path):
+    """Every GRU of a file: its config, without what no number depends on, and its parameters."""
+    with warnings.catch_warnings(action="ignore"):
+        contents = open_checkpoint(path)
+        return {
+            prefix: (dataclasses.replace(found.config, dropout=0.0, batch_first=False), found.read())
+            for prefix, found in contents.grus.items()
+        }
+
+
+@functools.cache
+def original(name, folder):
+    path = folder / name
+    WRITERS[name](path, init_params(jax.random.key(0), CONFIG))
+    return path.read_bytes(), read_all(path)
+
+
+def differing(mine, theirs):
+    """How many numbers differ between two trees; a NaN is equal to itself."""
+    if jax.tree.map(np.shape, mine) != jax.tree.map(np.shape, theirs):
+        return math.inf
+    pairs = zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True)
+    return sum(int((~((a == b) | (np.isnan(a) & np.isnan(b)))).sum()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_one_changed_byte_is_refused_or_changes_one_number_at_most(name, data, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    whole, expected = original(name, folder)
+    assert expected
+    at = data.draw(st.integers(0, len(whole) - 1), label="at")
+    byte = data.draw(st.integers(0, 255), label="byte")
+    cut = data.draw(st.booleans() if byte % 8 == 0 else st.just(False), label="cut")
+    path = folder / f"mutated-{name}"
+    path.write_bytes(whole[:at] if cut else whole[:at] + bytes([byte]) + whole[at + 1 :])
+    try:
+        found = read_all(path)
+    except REFUSALS as error:
+        assert str(error)
+        return
+    for config, params in found.values():
+        same = [were for was, were in expected.values() if was == config or name == "model.onnx"]
+        assert any(differing(params, were) <= 1 for were in same)
