@@ -1,12 +1,13 @@
 """Files of every format with one byte changed, or cut short: refused, or still the same GRU."""
 
+import contextlib
 import dataclasses
 import functools
 import math
+import os
 import warnings
 
 import jax
-import keras
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +20,9 @@ from gru_jax import GRUConfig, init_params
 from gru_jax.weights.checkpoint import open_checkpoint
 from gru_jax.weights.onnx_export import to_onnx
 from gru_jax.weights.writers import write
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+import keras
 
 CONFIG = GRUConfig(2, 3, num_layers=2)
 REFUSALS = (ValueError, TypeError, OSError, ImportError)
@@ -37,7 +41,7 @@ def write_scripted(path, params):
 
 def write_keras_h5(path, params):
     model = keras.Sequential([keras.layers.Input((None, 2)), keras.layers.GRU(3)])
-    model.set_weights(gru_jax.weights.keras.to_keras(GRUConfig(2, 3), {"l0": params["l0"]})["gru"])
+    model.set_weights(gru_jax.weights.keras.to_keras(GRUConfig(2, 3), {"l0": params["l0"]})["l0"])
     with warnings.catch_warnings(action="ignore"):
         model.save(path)
 
@@ -82,7 +86,7 @@ def differing(mine, theirs):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_one_changed_byte_is_refused_or_changes_one_number_at_most(name, data, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
@@ -93,11 +97,11 @@ def test_one_changed_byte_is_refused_or_changes_one_number_at_most(name, data, t
     cut = data.draw(st.booleans() if byte % 8 == 0 else st.just(False), label="cut")
     path = folder / f"mutated-{name}"
     path.write_bytes(whole[:at] if cut else whole[:at] + bytes([byte]) + whole[at + 1 :])
-    try:
+    found = {}
+    with contextlib.suppress(*REFUSALS):
         found = read_all(path)
-    except REFUSALS as error:
-        assert str(error)
-        return
+    cells = [cell for _, were in expected.values() for cell in were.values()]
     for config, params in found.values():
-        same = [were for was, were in expected.values() if was == config or name == "model.onnx"]
-        assert any(differing(params, were) <= 1 for were in same)
+        # In ONNX an attribute is one byte, and the layers are nodes, of which one alone may be refused.
+        assert name == "model.onnx" or config in [was for was, _ in expected.values()]
+        assert sum(min(differing(cell, was) for was in cells) for cell in params.values()) <= 1
