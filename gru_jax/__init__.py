@@ -2,6 +2,7 @@
 
 from gru_jax import linen as linen
 from gru_jax import nnx as nnx
+from gru_jax import quantized as quantized
 from gru_jax.cell import gru_step as gru_step
 from gru_jax.params import GRUConfig as GRUConfig
 from gru_jax.params import infer_config as infer_config

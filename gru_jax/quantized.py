@@ -28,6 +28,8 @@ from gru_jax.quantize import (
 )
 from gru_jax.scan import scan_time
 from gru_jax.stack import Scan, Sequence, compose
+from gru_jax.weights.quantized_files import load as load
+from gru_jax.weights.quantized_files import save as save
 from gru_jax.weights.quantized_pytorch import from_torch as from_torch
 
 

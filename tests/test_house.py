@@ -18,18 +18,16 @@ FLOORS = [
     {"scan", "strategy", "tangent", "quantize"},
     {"gradients"},
     {"stack"},
-    {"linen", "nnx", "weights.quantized_pytorch"},
-    {"quantized"},
-    {"quantized_linen", "quantized_nnx"},
     # weights/, from what all formats share, by what their files are made of, to the GRUs in them.
     {f"weights.{name}" for name in ("found", "gate_order", "reference", "signatures", "zips", "keras_config")},
     {
-        *(f"weights.{name}" for name in ("pytorch_original", "reparametrized", "torchscript")),
+        *(f"weights.{name}" for name in ("pytorch_original", "reparametrized", "torchscript", "quantized_pytorch")),
         *(f"weights.{name}" for name in ("trees", "keras_hdf5", "keras_live", "onnx_file", "safetensors")),
     },
-    {f"weights.{name}" for name in ("flax_cells", "keras_files", "onnx_graph", "arrays")},
-    {"weights.bundles", "weights.onnx_layers"},
-    {"weights.onnx_original"},
+    {f"weights.{name}" for name in ("flax_cells", "keras_files", "onnx_graph", "arrays", "quantized_files")},
+    {"weights.bundles", "weights.onnx_layers", "quantized"},
+    {"weights.onnx_original", "quantized_linen", "quantized_nnx"},
+    {"linen", "nnx"},
     {
         *(f"weights.{name}" for name in ("pytorch", "flax", "own", "equinox", "haiku", "keras")),
         *(f"weights.{name}" for name in ("onnx", "onnx_export")),
@@ -122,7 +120,7 @@ def test_the_public_names_are_those_of_the_documentation():
     assert names >= {
         *("GRUConfig", "init_params", "infer_config", "gru_step", "gru", "stacked_step"),
         *("PackedSequence", "pack_padded_sequence", "pad_packed_sequence"),
-        *("from_torch", "to_torch", "find_grus", "load", "save", "linen", "nnx"),
+        *("from_torch", "to_torch", "find_grus", "load", "save", "linen", "nnx", "quantized"),
     }
     for name in names:
         public = getattr(gru_jax, name)

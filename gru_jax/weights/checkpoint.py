@@ -117,7 +117,7 @@ def _open_folder(path: Path, names: Mapping[str, str] | None) -> Contents:
         return open_checkpoint(files[0], names)
     held = [f"{child.name}/" if child.is_dir() else child.name for child in files or inside]
     which = "Name one of them." if files else f"Known are {FORMATS}."
-    raise ValueError(f"{path}: expected one file of weights in this folder, found {listed(held)}. {which}")
+    raise ValueError(f"{path}: expected one file of weights in this folder, found {listed(held) or 'nothing'}. {which}")
 
 
 def _is_known(path: Path) -> bool:

@@ -26,6 +26,8 @@ def find(tensors: Mapping[str, Tensor]) -> trees.Search:
     grus, refused = {}, {}
     for prefix, cells in groups.items():
         try:
+            if any("kernel_hh" in keys and keys["kernel_hh"].dtype == "int8" for keys in cells.values()):
+                raise TypeError("its kernels are int8: quantized parameters, which quantized.load loads.")
             grus[prefix] = _found(prefix, cells)
         except (ValueError, TypeError) as error:
             refused[prefix] = trees.one_line(error)

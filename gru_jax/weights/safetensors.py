@@ -89,9 +89,13 @@ def save(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> 
       (True, (10, 60))
     """
     declared = json.dumps(plain_config("save", config, params))
+    write(path, params, {"format": "flax", "gru_jax": declared})
+
+
+def write(path: str | os.PathLike[str], params: GRUParams, metadata: dict[str, str]) -> None:
+    """Writes a tree of arrays under joined names, first to a temporary name."""
     path = Path(path)
-    arrays = {f"{cell}.{key}": np.ascontiguousarray(a) for cell, keys in params.items() for key, a in keys.items()}
-    metadata = {"format": "flax", "gru_jax": declared}
+    arrays = {f"{cell}.{key}": np.asarray(a, order="C") for cell, keys in params.items() for key, a in keys.items()}
     library = require("safetensors.numpy", "safetensors")
     try:
         data = library.save(arrays, metadata)
@@ -105,11 +109,17 @@ def save(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> 
 
 
 def plain_config(function: str, config: GRUConfig, params: GRUParams) -> dict[str, Any]:
-    """Returns the config in Python's own numbers. Raises unless `params` are exactly those of a GRU of it."""
-    if not isinstance(config, GRUConfig):
-        raise TypeError(f"{function}: expected a GRUConfig, got {type(config).__name__}.")
+    """Returns `plain` of the config. Raises unless `params` are exactly those of a GRU of it."""
+    declared = plain(function, config)
     check_params(function, params)
     check_declared(function, config, params)
+    return declared
+
+
+def plain(function: str, config: GRUConfig) -> dict[str, Any]:
+    """Returns a config in Python's own numbers, as JSON and msgpack have them."""
+    if not isinstance(config, GRUConfig):
+        raise TypeError(f"{function}: expected a GRUConfig, got {type(config).__name__}.")
     return {key: getattr(value, "item", lambda value=value: value)() for key, value in vars(config).items()}
 
 

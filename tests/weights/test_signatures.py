@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import pickle
 import tarfile
 import zipfile
@@ -55,6 +56,7 @@ def torched(**options):
         (b"\0" * 600, None),
         (b"\x80", None),
     ],
+    ids=itertools.count(),
 )
 @pytest.mark.parametrize("suffix", ["", ".pt", ".npz", ".tar", ".h5", ".bin"])
 def test_content_tells_the_kind_whatever_the_suffix(tmp_path, data, kind, suffix):
