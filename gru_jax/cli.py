@@ -92,7 +92,7 @@ def inspect(options: argparse.Namespace) -> int:
     console.print(table)
     _print_others(console, contents)
     if not contents.grus:
-        raise ValueError(f"{options.file}: there is no GRU in it that can be imported.")
+        choose(options.file, contents, None)  # which says why
     return 0
 
 

@@ -60,3 +60,13 @@ def test_ragged_and_stacked_contenders_compute_the_same_numbers(gradient, monkey
     for case in (Case((7, 4, 3, 5), ragged=True), Case((4, 3, 2, 5), 2, bidirectional=True)):
         assert measure.sequence_runs(case, gradient)
     assert measure.stream_runs(Case((3, 1, 2, 5)))
+
+
+def test_quantized_contenders_compute_the_same_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import measure
+    from cases import Case
+
+    runs = measure.quantized_runs(Case((4, 3, 5, 6)))
+    assert runs.keys() >= {"gru_jax", "gru_jax bfloat16", "torch.nn.GRU", "torch float32"}
+    assert all(run().shape == (4, 3, 6) for run in runs.values())

@@ -16,7 +16,7 @@ import contenders
 import jax
 import measure
 import report
-from cases import COMPILED, LONG, SEQUENCES, STREAMS, Case, make_data
+from cases import COMPILED, LONG, QUANTIZED, SEQUENCES, STREAMS, Case, make_data
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -60,6 +60,9 @@ def jobs(rounds: int) -> list[tuple[str, str, Any]]:
     for case in STREAMS:
         runs = lambda case=case: measure.stream_runs(case)
         found.append(("stream", str(case), lambda case=case, runs=runs: timed(case, runs)))
+    for case in QUANTIZED:
+        runs = lambda case=case: measure.quantized_runs(case)
+        found.append(("quantized", str(case), lambda case=case, runs=runs: timed(case, runs)))
     for case in COMPILED:
         for gradient in (False, True):
             label = f"{'gradient' if gradient else 'forward'} {case}"
@@ -113,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             jax.clear_caches()
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for kind in ("forward", "gradient", "stream"):
+    for kind in ("forward", "gradient", "stream", "quantized"):
         if kind in results:
             report.print_times(console, kind, results[kind])
     for kind in ("compile", "memory"):

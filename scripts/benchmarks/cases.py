@@ -47,6 +47,7 @@ SHAPES = [
 STACKS = [Case((112, 256, 8, 50), 3, bidirectional=True), Case((200, 16, 64, 64), 2, bidirectional=True)]
 SEQUENCES = [*map(Case, SHAPES), *STACKS, Case((200, 32, 64, 128), ragged=True)]
 STREAMS = [Case((1000, 1, 96, 96)), Case((1000, 1, 512, 512))]
+QUANTIZED = [Case(size) for size in ((100, 1, 512, 512), (100, 8, 512, 512), (100, 32, 256, 256), (100, 64, 512, 512))]
 COMPILED = [Case((112, 1024, 8, 50)), Case((1000, 8, 96, 96)), STACKS[0]]
 LONG = [1_000, 10_000, 100_000]  # time steps of N = 8, I = H = 96
 

@@ -15,6 +15,7 @@ import numpy as np
 from cases import Case
 
 import gru_jax
+from gru_jax import quantized
 
 os.environ["KERAS_BACKEND"] = "jax"
 
@@ -27,6 +28,20 @@ def gru_jax_gru(case: Case, weights: Weights, **options: Any) -> tuple[Any, Forw
     del case
     _, params = gru_jax.from_torch(weights)
     return params, lambda params, x, lengths: gru_jax.gru(params, x, seq_lengths=lengths, **options)[0]
+
+
+def quantized_gru(case: Case, weights: Weights, dtype: str) -> tuple[Any, Forward]:
+    """gru_jax.quantized.gru."""
+    del case
+    qparams = quantized.quantize_dynamic(gru_jax.from_torch(weights)[1], dtype)
+    return qparams, lambda qparams, x, lengths: quantized.gru(qparams, x, seq_lengths=lengths)[0]
+
+
+def bfloat16_gru(case: Case, weights: Weights) -> tuple[Any, Forward]:
+    """gru_jax.gru in bfloat16 throughout."""
+    params, forward = gru_jax_gru(case, weights)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    return half, lambda params, x, lengths: forward(params, x.astype(jnp.bfloat16), lengths).astype(jnp.float32)
 
 
 def stacked(case: Case, cells: dict[str, Any], layer: Callable[..., jax.Array]) -> tuple[Any, Forward]:
@@ -208,6 +223,12 @@ SEQUENCES = {
     "two matmuls": two_matmuls,
 }
 RECOMPUTING = {"gru_jax remat": functools.partial(gru_jax_gru, remat=True)}
+QUANTIZED = {
+    "gru_jax": functools.partial(quantized_gru, dtype="int8"),
+    "gru_jax float16": functools.partial(quantized_gru, dtype="float16"),
+    "gru_jax bfloat16": bfloat16_gru,
+    "gru_jax float32": gru_jax_gru,
+}
 STEPS = {"gru_jax": gru_jax_step, "flax.linen": linen_step, "equinox": equinox_step}
 OTHER_FORMULA = {"dm-haiku", "two matmuls"}
 NO_LENGTHS = {"equinox", "dm-haiku", "two matmuls"}

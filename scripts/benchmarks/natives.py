@@ -1,5 +1,6 @@
 """The contenders that are not JAX: PyTorch and onnxruntime."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,21 @@ def torch_gru(case: Case, data: dict[str, Any], gradient: bool) -> Callable[[], 
         return unpack(torch.autograd.grad(loss, [leaf, *module.parameters()])[0]).numpy()
 
     return backward if gradient else forward
+
+
+def torch_quantized(case: Case, data: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """torch.nn.GRU dynamically quantized to int8: its output."""
+    module = torch.nn.GRU(*case.size[2:])
+    module.load_state_dict({name: torch.tensor(w) for name, w in data["weights"].items()})
+    with warnings.catch_warnings(action="ignore"):  # PyTorch is retiring torch.ao, and says so.
+        small = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(module), {torch.nn.GRU})[0]
+    x = torch.tensor(data["x"])
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            return small(x)[0].numpy()
+
+    return run
 
 
 def torch_stream(case: Case, data: dict[str, Any]) -> Callable[[], np.ndarray]:

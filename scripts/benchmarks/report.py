@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 OURS, TORCH, FLOOR = "gru_jax", "torch.nn.GRU", "two matmuls"
-NOT_RIVALS = {OURS, FLOOR, "gru_jax remat"}
+OTHERS_OF_OURS = {f"gru_jax {kind}" for kind in ("remat", "float32", "float16", "bfloat16")}
+NOT_RIVALS = {OURS, FLOOR, *OTHERS_OF_OURS}
 COLORS = {OURS: "#d1495b", TORCH: "#222222"}
 
 
