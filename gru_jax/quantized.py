@@ -28,6 +28,7 @@ from gru_jax.quantize import (
 )
 from gru_jax.scan import scan_time
 from gru_jax.stack import Scan, Sequence, compose
+from gru_jax.strategy import choose
 from gru_jax.weights.quantized_files import load as load
 from gru_jax.weights.quantized_files import save as save
 from gru_jax.weights.quantized_pytorch import from_torch as from_torch
@@ -144,9 +145,16 @@ def gru(
     _shapes.check_positive("quantized.gru", unroll=unroll)
     scan = _scan(per_example, precision, unroll)
     return compose(
-        "quantized.gru", scan, config, qparams, x, h_0, seq_lengths=seq_lengths, batch_first=batch_first,
+        "quantized.gru",
+        scan,
+        config,
+        qparams,
+        x,
+        h_0,
+        seq_lengths=seq_lengths,
+        batch_first=batch_first,
         dtype=jnp.float32,
-    )  # fmt: skip
+    )
 
 
 def gru_step(
@@ -217,18 +225,21 @@ def _scan_int8(
 ) -> tuple[jax.Array, jax.Array]:
     """`scan_layer` with int8 kernels. What stands in x's padding is zero, which every range includes."""
     from_input, from_state = (functools.partial(_gates, *_half(cell, half)) for half in ("ih", "hh"))
-    inputs = quantize_activations(x, cell["reduce_range"], (0, -1) if per_example else None)
-    igates = from_input(inputs)
+    integers, offset, scale = quantize_activations(x, cell["reduce_range"], (0, -1) if per_example else None)
+    at_each = lambda integers_t: from_input(Activations(integers_t, offset[0], scale[0]))
+    hoist = choose(x, h_0).hoist  # the input's product before the loop, all steps at once
 
     def advance(h, at_t):
-        (i_r, i_z, i_n), present = at_t
+        input_t, present = at_t
+        i_r, i_z, i_n = input_t if hoist else at_each(input_t)
         active = h if present is None else jnp.where(present, h, 0)  # a sequence that has ended widens no range
         states = quantize_activations(active, cell["reduce_range"], (-1,) if per_example else None)
         h_r, h_z, h_n = from_state(states)
         r, z = jax.nn.sigmoid(i_r + h_r), jax.nn.sigmoid(i_z + h_z)
         return new_state(h, z, jnp.tanh(i_n + r * h_n)), None
 
-    states, _, h_n = scan_time(advance, h_0, (igates, mask), mask, unroll=unroll)
+    inputs = at_each(integers) if hoist else integers
+    states, _, h_n = scan_time(advance, h_0, (inputs, mask), mask, unroll=unroll)
     return states, h_n
 
 
