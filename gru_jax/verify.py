@@ -143,7 +143,8 @@ def compare(found: Found, x: ArrayLike | None = None) -> Comparison:
       x: real inputs [L, N, I] or [L, I] in place of random ones. h_0 and the cotangents of both results are random.
 
     Raises:
-      ValueError: if x has another shape, or its numbers are not all finite.
+      ValueError: if x has another shape, or is empty, or its numbers are not all finite, or if the original's framework
+        refuses to run its own GRU.
       ImportError: if the original's framework is not installed.
     """
     x = None if x is None else _checked(x, found.config.input_size)
@@ -154,8 +155,8 @@ def compare(found: Found, x: ArrayLike | None = None) -> Comparison:
         trials: list[list[Verdict]] = []
         for seed in range(SEEDS):
             inputs = random_inputs(found, x, seed)
-            ours, original = run_here(params, dtype, inputs), found.original(dtype, *inputs)
-            reference = original if dtype == "float64" else found.original("float64", *inputs)
+            ours, original = run_here(params, dtype, inputs), _run_original(found, dtype, inputs)
+            reference = original if dtype == "float64" else _run_original(found, "float64", inputs)
             trials.append([judge(name, ours[name], original[name], reference[name]) for name in reference])
             if seed == 0 and dtype == "float32":
                 results = {"gru_jax": ours, found.framework: original}
@@ -167,14 +168,25 @@ def compare(found: Found, x: ArrayLike | None = None) -> Comparison:
     return Comparison(verdicts, errors)
 
 
+def _run_original(found: Found, dtype: str, inputs: Sequence[np.ndarray]) -> Arrays:
+    try:
+        return found.original(dtype, *inputs)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # Each framework has exceptions of its own.
+        raise ValueError(f"verify: {found.framework} does not run it: {error}") from error
+
+
 def _checked(x: ArrayLike, input_size: int) -> np.ndarray:
     """Returns x as [L, N, I], float64."""
     given = np.asarray(x)
     array = given[:, None] if given.ndim == 2 else given
     if array.ndim != 3 or array.shape[-1] != input_size:
         raise ValueError(f"verify: expected x of shape [L, N, I] or [L, I], I = {input_size}, got {list(given.shape)}.")
-    if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
-        raise ValueError(f"verify: expected x of finite numbers, got {array.dtype} with others among them.")
+    if array.dtype.kind not in "fiu" or not array.size or not np.isfinite(array).all():
+        raise ValueError(
+            f"verify: expected x of finite numbers, got {array.dtype} {list(given.shape)} with none or others."
+        )
     return array.astype(np.float64)
 
 

@@ -90,6 +90,16 @@ def test_verify_fails_a_gru_that_computes_something_else(model, capsys, monkeypa
     assert "FAIL" in out
 
 
+def test_an_original_that_its_own_framework_refuses_is_an_error_of_one_line(model, capsys, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no such operator")
+
+    opened = cli.open_checkpoint(model)
+    grus = {prefix: found._replace(original=refuse) for prefix, found in opened.grus.items()}
+    monkeypatch.setattr(cli, "open_checkpoint", lambda *_: opened._replace(grus=grus))
+    assert "torch.nn.GRU does not run it: no such operator" in refused(capsys, "verify", model)
+
+
 def test_a_published_npz_is_read_under_the_names_it_is_given(capsys):
     path = packaged_file("g2p-en", "g2p_en/checkpoint20.npz")
     names = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
@@ -170,7 +180,8 @@ def test_what_it_cannot_do_is_refused_in_one_line(arguments, message, model, tmp
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [((5, 2, 4), r"I = 3, got [5, 2, 4]"), ((3,), "got [3]"), ((5, 2, 3), "finite")]
+    ("shape", "message"),
+    [((5, 2, 4), r"I = 3, got [5, 2, 4]"), ((3,), "got [3]"), ((5, 2, 3), "finite"), ((0, 2, 3), "finite")],
 )
 def test_inputs_of_another_shape_are_refused(shape, message, model, tmp_path, capsys):
     inputs = tmp_path / "x.npy"
