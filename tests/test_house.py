@@ -19,7 +19,10 @@ FLOORS = [
     {"gradients"},
     {"stack"},
     # weights/, from what all formats share, by what their files are made of, to the GRUs in them.
-    {f"weights.{name}" for name in ("found", "gate_order", "reference", "signatures", "zips", "keras_config")},
+    {
+        f"weights.{name}"
+        for name in ("found", "gate_order", "reference", "signatures", "zips", "replacing", "keras_config")
+    },
     {
         *(f"weights.{name}" for name in ("pytorch_original", "reparametrized", "torchscript", "quantized_pytorch")),
         *(f"weights.{name}" for name in ("trees", "keras_hdf5", "keras_live", "onnx_file", "safetensors")),
@@ -48,6 +51,7 @@ SEEN_THROUGH = {
     "reference": "onnx_original",
     "trees": "flax",
     "flax_cells": "flax",
+    "replacing": "writers",
     "keras_config": "keras",
     "keras_live": "keras",
     "keras_hdf5": "keras_files",

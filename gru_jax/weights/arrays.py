@@ -20,10 +20,10 @@ import numpy as np
 from gru_jax.params import GRUConfig, GRUParams
 from gru_jax.weights.found import Tensor
 from gru_jax.weights.safetensors import plain_config
+from gru_jax.weights.zips import BOMB_BYTES, is_bomb
 
 ORBAX_FILES = {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_BOMB_RATIO, _BOMB_BYTES = 100, 100 * 10**6
 # What zipfile and NumPy raise on a damaged archive.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError, OverflowError, OSError)
 
@@ -123,9 +123,9 @@ def flatten(path: Path, tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def refuse_bomb(path: Path, claimed: int, held: int, limit: int = _BOMB_BYTES) -> None:
-    """Raises ValueError where the contents would be `limit` bytes and a hundred times the `held` ones."""
-    if claimed > limit and claimed > _BOMB_RATIO * held:
+def refuse_bomb(path: Path, claimed: int, held: int, limit: int = BOMB_BYTES) -> None:
+    """Raises ValueError where the contents are a bomb by `zips.is_bomb`."""
+    if is_bomb(claimed, held, limit):
         raise ValueError(
             f"{path}: not opened: its {held:,} bytes claim to unpack to {claimed:,}, as those of a zip bomb do."
         )

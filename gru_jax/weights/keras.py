@@ -25,6 +25,8 @@ from gru_jax.weights import keras_config, keras_files, keras_hdf5, keras_live
 from gru_jax.weights.found import Contents, Found, Params
 from gru_jax.weights.gate_order import from_ours, to_ours
 from gru_jax.weights.keras_config import Layer
+from gru_jax.weights.replacing import replacing
+from gru_jax.weights.trees import fold
 
 Arrays = Sequence[Sequence[np.ndarray]]  # per direction: kernel, recurrent_kernel and, where use_bias, bias
 
@@ -170,7 +172,6 @@ def save_keras(path: str | os.PathLike[str], config: GRUConfig, params: GRUParam
     keras, dtype = keras_live.require_keras(), str(weights["l0"][0].dtype)
     kind = "Bidirectional" if config.bidirectional else "GRU"
     layer = Layer(kind, config.hidden_size, config.bias, config.reset_after)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.keras")
     with keras_live.precision(keras, dtype):
         model = keras.Sequential([keras.Input((None, config.input_size), dtype=dtype)])
         for name, arrays in weights.items():
@@ -178,11 +179,8 @@ def save_keras(path: str | os.PathLike[str], config: GRUConfig, params: GRUParam
             model.layers[-1].set_weights(arrays)
             if config.dropout and name != list(weights)[-1]:
                 model.add(keras.layers.Dropout(config.dropout))
-        try:
-            model.save(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as made:
+            model.save(made)
 
 
 def _found(layer: Layer, names: tuple[str, ...], arrays: Arrays, notes: tuple[str, ...]) -> Found:
@@ -241,9 +239,8 @@ def _keras_cell(cell: Mapping[str, Any], config: GRUConfig) -> list[np.ndarray]:
     kernels = [ours["kernel_ih"], ours["kernel_hh"]]
     if not config.bias:
         return kernels
-    # The sum of two floats in their own dtype is their exact sum, rounded once.
-    bias = np.stack([ours["bias_ih"], ours["bias_hh"]]) if config.reset_after else ours["bias_ih"] + ours["bias_hh"]
-    return [*kernels, bias]
+    both = ours["bias_ih"], ours["bias_hh"]
+    return [*kernels, np.stack(both) if config.reset_after else fold("to_keras", *both)]
 
 
 def _pick(path: str | os.PathLike[str], name: str | None) -> Found:

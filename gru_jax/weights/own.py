@@ -1,16 +1,16 @@
 """The trees of gru_jax itself under joined names: "encoder.rnn.l0.kernel_ih", or "cell.kernel_ih" for a single cell."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gru_jax.params import GRUConfig, check_params
-from gru_jax.weights import trees
-from gru_jax.weights.found import Found, Tensor, require
+from gru_jax.params import check_params
+from gru_jax.weights import pytorch_original, trees
+from gru_jax.weights.found import Found, Tensor
 
 
 def find(tensors: Mapping[str, Tensor]) -> trees.Search:
@@ -46,27 +46,17 @@ def _found(prefix: str, held: Mapping[str, Mapping[str, Tensor]]) -> Found:
     return Found(
         config,
         read=lambda: trees.to_jax("gru_jax", read()),
-        original=lambda *run: _run_torch(config, read(), *run),
+        original=functools.partial(pytorch_original.run, config, _in_torch(cells)),
         framework="torch.nn.GRU",
         names=tuple(names),
     )
 
 
-def _run_torch(
-    config: GRUConfig, cells: Mapping[str, trees.Arrays], dtype: str, *inputs: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Runs PyTorch's GRU on the same numbers."""
-    torch = require("torch", "torch")
-    sizes = (config.input_size, config.hidden_size, config.num_layers, config.bias)
-    module = torch.nn.GRU(*sizes, bidirectional=config.bidirectional).to(getattr(torch, dtype))
-    tensor = lambda array: torch.tensor(np.ascontiguousarray(array, dtype))
-    ours = {f"{key.replace('kernel', 'weight')}_{cell}": (cell, key) for cell, keys in cells.items() for key in keys}
-    module.load_state_dict({name: tensor(cells[cell][key].T) for name, (cell, key) in ours.items()}, strict=True)
-    x, h_0, d_output, d_h_n = map(tensor, inputs)
-    output, h_n = module(x.requires_grad_(), h_0.requires_grad_())
-    weights = dict(module.named_parameters())
-    d_x, d_h_0, *rest = torch.autograd.grad((output, h_n), [x, h_0, *weights.values()], (d_output, d_h_n))
-    results = {"output": output, "h_n": h_n, "d_x": d_x, "d_h_0": d_h_0}
-    results = {name: value.detach().numpy().copy() for name, value in results.items()}
-    gradients = {"/".join(ours[name]): gradient.numpy().T for name, gradient in zip(weights, rest, strict=True)}
-    return results | {f"d_{name}": gradient.copy() for name, gradient in gradients.items()}
+def _in_torch(cells: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The same numbers under the names and in the layout of a torch.nn.GRU."""
+    turned = lambda tensor: Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
+    return {
+        f"{key.replace('kernel', 'weight')}_{cell}": turned(tensor)
+        for cell, keys in cells.items()
+        for key, tensor in keys.items()
+    }

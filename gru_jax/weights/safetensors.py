@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from gru_jax.params import GRUConfig, GRUParams, check_declared, check_params
 from gru_jax.weights.found import Tensor, require
+from gru_jax.weights.replacing import replacing
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
 _DTYPES |= {
@@ -79,7 +79,7 @@ def save(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> 
       ImportError: if safetensors is not installed.
 
     Example:
-      >>> import jax
+      >>> import jax, tempfile
       >>> from gru_jax import init_params, load
       >>> config = GRUConfig(10, 20, batch_first=True)
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -93,8 +93,7 @@ def save(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> 
 
 
 def write(path: str | os.PathLike[str], params: GRUParams, metadata: dict[str, str]) -> None:
-    """Writes a tree of arrays under joined names, first to a temporary name."""
-    path = Path(path)
+    """Writes a tree of arrays under joined names, whole or not at all."""
     arrays = {f"{cell}.{key}": np.asarray(a, order="C") for cell, keys in params.items() for key, a in keys.items()}
     library = require("safetensors.numpy", "safetensors")
     try:
@@ -102,10 +101,8 @@ def write(path: str | os.PathLike[str], params: GRUParams, metadata: dict[str, s
     except (KeyError, require("safetensors", "safetensors").SafetensorError) as error:
         dtypes = sorted({str(a.dtype) for a in arrays.values()})
         raise TypeError(f"save: safetensors can't hold these dtypes: {', '.join(dtypes)}. {error}") from error
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with replacing(path) as made:
         made.write_bytes(data)
-        os.replace(made, path)
 
 
 def plain_config(function: str, config: GRUConfig, params: GRUParams) -> dict[str, Any]:

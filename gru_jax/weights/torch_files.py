@@ -20,6 +20,7 @@ from gru_jax.params import GRUConfig, GRUParams, check_declared
 from gru_jax.weights import torchscript, zips
 from gru_jax.weights.found import Tensor, require
 from gru_jax.weights.pytorch import named_arrays, to_numpy
+from gru_jax.weights.replacing import replacing
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch.serialization.MAGIC_NUMBER, pickled
@@ -81,7 +82,7 @@ def save_torch(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> N
       ...     open_torch(f"{folder}/gru.pt")[1]["bias_ih_l0"].read().tolist()
       [1.0, 1.0, 1.0]
     """
-    torch, path = require("torch", "torch"), Path(path)
+    torch = require("torch", "torch")
 
     def tensor(array: Any) -> Any:
         array = np.array(array, order="C")  # a copy: torch warns of arrays that it may not write to
@@ -90,13 +91,8 @@ def save_torch(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> N
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if half else torch.from_numpy(array)
 
     tensors = {name: tensor(array) for name, array in state_dict.items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            torch.save(tensors, file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as made, made.open("wb") as file:
+        torch.save(tensors, file)
 
 
 def save(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> None:

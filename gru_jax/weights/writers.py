@@ -1,14 +1,12 @@
 """Every format that a GRU can be written in: the table behind `gru-jax convert`."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from gru_jax.params import GRUConfig, GRUParams
 from gru_jax.weights import arrays, flax, keras, onnx_export, safetensors, torch_files
+from gru_jax.weights.replacing import replacing
 
 
 class Format(NamedTuple):
@@ -47,10 +45,6 @@ def format_of(path: Path) -> str:
 
 
 def write(name: str, path: Path, config: GRUConfig, params: GRUParams) -> None:
-    """Writes a GRU under a temporary name beside `path` and then renames it, so that a crash leaves what was there."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    """Writes a GRU, whole or not at all."""
+    with replacing(path) as made:
         FORMATS[name].save(made, config, params)
-        if path.is_dir() and not path.is_symlink():
-            shutil.move(path, Path(folder) / "old")
-        os.replace(made, path)

@@ -6,7 +6,12 @@ zipfile lets struct.error, zlib.error, OverflowError and more through where a zi
 import zipfile
 from pathlib import Path
 
-_BOMB_RATIO, _BOMB_BYTES = 100, 100_000_000
+BOMB_RATIO, BOMB_BYTES = 100, 100_000_000
+
+
+def is_bomb(claimed: int, held: int, limit: int = BOMB_BYTES) -> bool:
+    """Whether what would unpack to `claimed` bytes is more than `limit` and more than a hundred times the `held`."""
+    return claimed > max(limit, BOMB_RATIO * held)
 
 
 def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -23,7 +28,7 @@ def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             raise ValueError(f"{path}: damaged zip: {info.filename} is not compressed, but claims another size.")
         end = info.header_offset
-        if info.file_size > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
+        if is_bomb(info.file_size, info.compress_size):
             raise ValueError(
                 f"{path}: a zip bomb: {info.filename} has {info.compress_size} bytes and claims "
                 f"{info.file_size} uncompressed."

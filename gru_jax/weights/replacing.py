@@ -1,0 +1,29 @@
+"""Writes that are whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary name beside `path`; what was written there then takes its place, a file or a folder.
+
+    Where the writing fails or breaks off, whatever was at `path` before is still there, whole.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(f"{folder}/a.txt") as made:
+    ...         _ = made.write_text("new")
+    ...     os.listdir(folder), Path(f"{folder}/a.txt").read_text()
+    (['a.txt'], 'new')
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        yield made
+        if path.is_dir() and not path.is_symlink():
+            shutil.move(path, Path(folder) / "old")
+        os.replace(made, path)
