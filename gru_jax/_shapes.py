@@ -72,6 +72,22 @@ def check_lengths(function: str, name: str, lengths: Any, batch: Shape, steps: i
     return lengths.astype(np.int32)
 
 
+def check_resets(function: str, resets: Any, sizes: Shape, *, batch_first: bool) -> jax.Array:
+    """Returns `resets` as bools of shape `sizes`, [L, N] or [L]; with `batch_first` they come as [N, L].
+
+    Raises:
+      TypeError: if they are no array of bools.
+      ValueError: if the shape is wrong.
+    """
+    if getattr(resets, "dtype", None) != np.dtype(bool):
+        kind = getattr(resets, "dtype", type(resets).__name__)
+        raise TypeError(f"{function}: expected resets to be an array of bools, got {kind}. Try resets > 0.")
+    symbols = ("N, L" if batch_first else "L, N") if len(sizes) > 1 else "L"
+    given = sizes[::-1] if batch_first else sizes
+    check_shape(function, "resets", resets, symbols, given, "There is one for each step of each sequence.")
+    return jnp.asarray(resets.T if batch_first else resets)
+
+
 def check_dropout(function: str, dropout: Any, num_layers: int) -> None:
     """Raises unless `dropout` is a number within 0..1; warns, as PyTorch does, where one layer leaves it no effect."""
     if isinstance(dropout, bool) or not isinstance(dropout, int | float | np.floating):

@@ -32,7 +32,7 @@ from jax.lax import PrecisionLike
 from gru_jax import _shapes
 from gru_jax.cell import gates, input_gates, new_state
 from gru_jax.params import CellParams
-from gru_jax.scan import scan_blocks, scan_time
+from gru_jax.scan import Marks, scan_blocks, scan_time
 from gru_jax.strategy import choose
 from gru_jax.tangent import (
     RESET_AFTER,
@@ -58,7 +58,7 @@ def scan_layer(
     params: CellParams,
     x: jax.Array,
     h_0: jax.Array,
-    mask: jax.Array | None,
+    marks: Marks,
     *,
     reset_after: bool,
     precision: PrecisionLike,
@@ -71,13 +71,13 @@ def scan_layer(
     remat = strategy.remat if remat is None else remat
     scan = functools.partial(_scan, How(reset_after, precision, unroll, recompute), params)
     if not remat or x.shape[0] == 0:
-        return scan(x, h_0, mask)
+        return scan(x, h_0, marks)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # Needed outside loops only; it would hinder fusion in one.
-    def scan_block(h: jax.Array, block: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+    def scan_block(h: jax.Array, block: tuple[jax.Array, Marks]) -> tuple[jax.Array, jax.Array]:
         return scan(block[0], h, block[1])
 
-    return scan_blocks(scan_block, _near_root(x.shape[0]) if remat is True else remat, h_0, (x, mask))
+    return scan_blocks(scan_block, _near_root(x.shape[0]) if remat is True else remat, h_0, (x, marks))
 
 
 def _near_root(steps: int) -> int:
@@ -97,15 +97,13 @@ class How(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _scan(
-    how: How, params: CellParams, x: jax.Array, h_0: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+def _scan(how: How, params: CellParams, x: jax.Array, h_0: jax.Array, marks: Marks) -> tuple[jax.Array, jax.Array]:
     """The scan of one step, and what it computes outside of any differentiation."""
-    states, _, h_n = _scan_gates(how, params, x, h_0, mask, keep=False)
+    states, _, h_n = _scan_gates(how, params, x, h_0, marks, keep=False)
     return states, h_n
 
 
-def _scan_gates(how, params, x, h_0, mask, *, keep):
+def _scan_gates(how, params, x, h_0, marks, *, keep):
     """The scan of one step; where told to keep them, the gates of every step are stored."""
     hoist = choose(x, h_0).hoist  # Asked here, where x may be one block of the sequence.
 
@@ -115,15 +113,15 @@ def _scan_gates(how, params, x, h_0, mask, *, keep):
         return new_state(h, z, n), (r, z, n, scaled) if keep else None
 
     inputs = input_gates(params, x, how.precision) if hoist else x
-    return scan_time(advance, h_0, inputs, mask, unroll=how.unroll)
+    return scan_time(advance, h_0, inputs, marks, unroll=how.unroll)
 
 
 @_scan.defjvp
 def _scan_jvp(how, primals, tangents):
-    params, x, h_0, mask = primals
+    params, x, h_0, marks = primals
     keep = not how.recompute
-    states, stored, h_n = _scan_gates(how, params, x, h_0, mask, keep=keep)
-    before = jnp.concatenate([h_0[None], states])[:-1]  # the state before each step
+    states, stored, h_n = _scan_gates(how, params, x, h_0, marks, keep=keep)
+    before = marks.begin(jnp.concatenate([h_0[None], states])[:-1])  # the state before each step
     if keep:
         return (states, h_n), _tangent_of_stored(how, primals, tangents, before, stored)
     return (states, h_n), _tangent_of_recomputed(how, primals, tangents, before)
@@ -131,7 +129,7 @@ def _scan_jvp(how, primals, tangents):
 
 def _tangent_of_stored(how, primals, tangents, before, stored):
     """A and b of all steps at once, from the stored gates; the loop does A dh + b alone."""
-    params, x, _, mask = primals
+    params, x, _, marks = primals
     dparams, dx, dh_0, _ = tangents
     tangent, kernel_hh = _tangent(how), params["kernel_hh"]
     slopes = tangent.slopes(before, *stored)
@@ -142,7 +140,7 @@ def _tangent_of_stored(how, primals, tangents, before, stored):
         slopes_t, b_t = at_t
         return tangent.through_state(dh, kernel_hh, how.precision, *slopes_t) + b_t, None
 
-    dstates, _, dh_n = scan_time(advance, dh_0, (slopes, b), mask, unroll=how.unroll)
+    dstates, _, dh_n = scan_time(advance, dh_0, (slopes, b), marks, unroll=how.unroll)
     return dstates, dh_n
 
 
@@ -153,7 +151,7 @@ def _tangent_of_recomputed(how, primals, tangents, before):
     of up to 128 steps is as close as PyTorch's; longer ones are summed in blocks. The biases' gradients, whose terms
     are many more, leave the loop step by step (as inputs of each step here) and are summed after it.
     """
-    params, x, _, mask = primals
+    params, x, _, marks = primals
     dparams, dx, dh_0, _ = tangents
     tangent, kernel_hh = _tangent(how), params["kernel_hh"]
 
@@ -173,7 +171,7 @@ def _tangent_of_recomputed(how, primals, tangents, before):
         return dstates, dh
 
     dbiases = {k: jnp.broadcast_to(v, (x.shape[0], *v.shape)) for k, v in dparams.items() if k.startswith("bias")}
-    return scan_blocks(scan_block, BLOCK, dh_0, ((x, before, dx, dbiases), mask))
+    return scan_blocks(scan_block, BLOCK, dh_0, ((x, before, dx, dbiases), marks))
 
 
 def _tangent(how: How) -> Tangent:

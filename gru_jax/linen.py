@@ -178,9 +178,10 @@ class GRU(nn.Module):
         h_0: jax.Array | None = None,
         *,
         seq_lengths: ArrayLike | None = None,
+        resets: jax.Array | None = None,
         deterministic: bool | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Applies `gru`; its docstring gives the shapes of x, h_0, seq_lengths, output and h_n, and the errors."""
+        """Applies `gru`; its docstring gives the shapes of all arguments, of output and h_n, and the errors."""
         params = {name: getattr(self, name).params() for name in input_sizes(self.config)}
         check_declared("linen.GRU", self.config, nn.meta.unbox(self.variables["params"]))
         dropout, key = 0.0, None
@@ -193,6 +194,7 @@ class GRU(nn.Module):
             x,
             h_0,
             seq_lengths=seq_lengths,
+            resets=resets,
             batch_first=self.batch_first,
             dropout=dropout,
             dropout_key=key,

@@ -184,10 +184,11 @@ class GRU(nnx.Module):
         h_0: jax.Array | None = None,
         *,
         seq_lengths: ArrayLike | None = None,
+        resets: jax.Array | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Applies `gru`; its docstring gives the shapes of x, h_0, seq_lengths, output and h_n, and the errors.
+        """Applies `gru`; its docstring gives the shapes of all arguments, of output and h_n, and the errors.
 
         `deterministic` and `rngs` (whose "dropout" stream is drawn from) take precedence over the constructor's.
         """
@@ -204,6 +205,7 @@ class GRU(nnx.Module):
             x,
             h_0,
             seq_lengths=seq_lengths,
+            resets=resets,
             batch_first=config.batch_first,
             dropout=dropout,
             dropout_key=key,

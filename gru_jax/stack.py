@@ -13,10 +13,11 @@ from gru_jax import _shapes
 from gru_jax.cell import step
 from gru_jax.gradients import Remat, check_remat, scan_layer
 from gru_jax.params import CellParams, GRUConfig, GRUParams, cell_names, check_params
+from gru_jax.scan import Marks
 from gru_jax.sequences import PackedSequence, length_mask, pad_packed_sequence, repack
 
 Sequence = TypeVar("Sequence", jax.Array, PackedSequence)
-Scan = Callable[[CellParams, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
+Scan = Callable[[CellParams, jax.Array, jax.Array, Marks], tuple[jax.Array, jax.Array]]
 
 
 def gru(
@@ -25,6 +26,7 @@ def gru(
     h_0: jax.Array | None = None,
     *,
     seq_lengths: ArrayLike | None = None,
+    resets: jax.Array | None = None,
     batch_first: bool = False,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -49,7 +51,11 @@ def gru(
       h_0: [num_layers*D, N, H] ([num_layers*D, H] unbatched), whatever `batch_first` says; zeros by default.
       seq_lengths: [N] integers within 0..L, traced or not; by default every sequence has L steps. Padding gives zeros
         in output, and no influence on anything else. Traced lengths can't be checked: one beyond L counts as L.
-      batch_first: whether the batch axis of x and output comes first.
+      resets: [L, N] bools ([N, L] with `batch_first`, [L] unbatched), traced or not: True where a sequence begins anew,
+        as an episode in reinforcement learning does. The state is zeroed before that step, so the result is that of
+        the pieces run apart, each but the first from zeros: the reverse direction reads each piece from its own end,
+        and h_n is the state after the piece that a direction reads last. Resets in padding count for nothing.
+      batch_first: whether the batch axis of x, resets and output comes first.
       dropout: probability of a zero, elementwise, in what each layer but the last hands up; the rest is scaled by
         1 / (1 - dropout). h_n is taken before it.
       dropout_key: a JAX random key; required where dropout > 0.
@@ -93,6 +99,7 @@ def gru(
         x,
         h_0,
         seq_lengths=seq_lengths,
+        resets=resets,
         batch_first=batch_first,
         dropout=float(dropout),
         dropout_key=dropout_key,
@@ -103,13 +110,13 @@ def gru(
 def _float_scan(reset_after: bool, precision: PrecisionLike, remat: Remat, unroll: int) -> Scan:
     """`scan_layer` with its options; the same object for the same options, so that `_layers` compiles once for them."""
 
-    def scan(params, x, h_0, mask):
+    def scan(params, x, h_0, marks):
         if remat and not isinstance(x.shape[0], int):
             raise ValueError(
                 f"gru: expected remat=None with a symbolic number of steps, L = {x.shape[0]}, got {remat}."
             )
         return scan_layer(
-            params, x, h_0, mask, reset_after=reset_after, precision=precision, remat=remat, unroll=unroll
+            params, x, h_0, marks, reset_after=reset_after, precision=precision, remat=remat, unroll=unroll
         )
 
     return scan
@@ -125,6 +132,7 @@ def compose(
     *,
     seq_lengths: ArrayLike | None,
     batch_first: bool,
+    resets: jax.Array | None = None,
     dtype: DTypeLike | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -139,6 +147,8 @@ def compose(
             raise ValueError(
                 f"{function}: expected no seq_lengths beside a PackedSequence, which holds its own lengths."
             )
+        if resets is not None:
+            raise ValueError(f"{function}: expected no resets beside a PackedSequence. Give padded x and seq_lengths.")
         dense, seq_lengths = pad_packed_sequence(x)
         batch_first = False
     else:
@@ -157,12 +167,16 @@ def compose(
     if seq_lengths is not None:
         seq_lengths = _shapes.check_lengths(function, "seq_lengths", seq_lengths, tuple(batch), steps)
 
+    if resets is not None:
+        resets = _shapes.check_resets(function, resets, (steps, *batch), batch_first=batch_first)
+
     dtype = jnp.result_type(dense, h_0, *jax.tree.leaves(params)) if dtype is None else dtype
     output, h_n = _layers(
         {name: dict(cell) for name, cell in params.items()},
         dense.astype(dtype),
         jnp.asarray(h_0, dtype),
         seq_lengths,
+        resets,
         dropout_key,
         scan=scan,
         bidirectional=config.bidirectional,
@@ -234,6 +248,7 @@ def _layers(
     x: jax.Array,
     h_0: jax.Array,
     seq_lengths: jax.Array | None,
+    resets: jax.Array | None,
     dropout_key: Any,
     *,
     scan: Scan,
@@ -245,15 +260,18 @@ def _layers(
     # Add zeros that are sharded, and under shard_map vary over the mesh, as x is: a scan must begin as it goes on.
     h_0 = h_0 + jnp.zeros_like(x.sum(axis=(0, -1)))[..., None]
     mask = None
+    resets = None if resets is None else resets[..., None]
     if seq_lengths is not None:
         mask = length_mask(seq_lengths, x.shape[0])
         x = jnp.where(mask, x, 0)  # What stands in the padding, a NaN even, must not reach a gradient as 0 * NaN.
+        resets = None if resets is None else resets & mask
+    marks = Marks(mask, resets)
 
     states, h_n = iter(h_0), []
     for layer, names in enumerate(cell_names(len(params) // len(directions), bidirectional)):
         if layer > 0 and dropout > 0:
             x = _dropout(jax.random.fold_in(dropout_key, layer), dropout, x)
-        results = [run(params[name], x, next(states), mask) for run, name in zip(directions, names, strict=True)]
+        results = [run(params[name], x, next(states), marks) for run, name in zip(directions, names, strict=True)]
         x = jnp.concatenate([states for states, _ in results], axis=-1)
         x = x if mask is None else jnp.where(mask, x, 0)
         h_n += [h for _, h in results]
@@ -263,9 +281,8 @@ def _layers(
 def _backward(scan: Scan) -> Scan:
     """The scan that reads its input from the last step to the first, its output in the input's order."""
 
-    def scan_backward(params, x, h_0, mask):
-        x, mask = jax.tree.map(lambda a: jnp.flip(a, axis=0), (x, mask))
-        states, h_n = scan(params, x, h_0, mask)
+    def scan_backward(params, x, h_0, marks):
+        states, h_n = scan(params, jnp.flip(x, axis=0), h_0, marks.flip())
         return jnp.flip(states, axis=0), h_n
 
     return scan_backward

@@ -44,7 +44,6 @@ FLOORS = [
 # Modules that are tested through what stands on them.
 SEEN_THROUGH = {
     "_shapes": "stack",
-    "scan": "gradients",
     "tangent": "gradients",
     "found": "checkpoint",
     "gate_order": "onnx",
