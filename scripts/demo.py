@@ -10,13 +10,12 @@ import argparse
 import json
 import sys
 import time
-from importlib import metadata
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from published import MOST_PHONEMES, START, g2p_en, letter_ids, packaged_file, spelling
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -28,18 +27,6 @@ UZBEK = ["kitobim", "maktabda", "yozyapmiz", "bolalar", "kitoblarimizdan", "ishl
 ENGLISH = ["hello", "gated", "recurrent", "unit", "jax", "pytorch"]
 # The verdict is on more words than are shown: over a single one either side may be unlucky.
 JUDGED = [*ENGLISH, "saliency", "transformation", "network", "evaluation", "sequence", "reset", "update", "state"]
-GRAPHEMES = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
-PHONEMES = (  # noqa: SIM905
-    "<pad> <unk> <s> </s> AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 "
-    "EH2 ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH "
-    "UH0 UH1 UH2 UW UW0 UW1 UW2 V W Y Z ZH"
-).split()
-START, END, MOST_PHONEMES = 2, 3, 20
-
-
-def packaged_file(distribution: str, path: str) -> Path:
-    """Where an installed package keeps a file, found without importing the package."""
-    return Path(str(metadata.distribution(distribution).locate_file(path)))
 
 
 def tag_uzbek(words: list[str], console: Console) -> list[tuple[str, str, Verdict]]:
@@ -97,20 +84,18 @@ def suffix(tags: list[str]) -> str:
 
 def pronounce(words: list[str], console: Console) -> list[tuple[str, str, Verdict]]:
     """Spells words out as phonemes, greedily, in JAX and in PyTorch; prints them and returns the verdicts."""
-    published = np.load(packaged_file("g2p-en", "g2p_en/checkpoint20.npz"), allow_pickle=False)
-    names = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
-    cells = {side: {ours: published[f"{side}_{theirs}"] for theirs, ours in names.items()} for side in ("enc", "dec")}
-    (config, encoder), (_, decoder) = (from_torch(cells[side]) for side in ("enc", "dec"))
-    arrays = {name: jnp.asarray(published[name]) for name in ("enc_emb", "dec_emb", "fc_w", "fc_b")}
+    published = g2p_en()
+    (config, encoder), (_, decoder) = (from_torch(cell) for cell in (published.encoder, published.decoder))
+    letters, phoneme_table, weight, bias = map(jnp.asarray, published[2:])
 
     @jax.jit
     def spell_out(ids):
-        states, h_n = gru(encoder, arrays["enc_emb"][ids], precision="highest")
+        states, h_n = gru(encoder, letters[ids], precision="highest")
 
         def advance(carry, _):
             h, phoneme = carry
-            h = gru_step(decoder["l0"], h, arrays["dec_emb"][phoneme], precision="highest")
-            logits = jnp.matmul(arrays["fc_w"], h, precision="highest") + arrays["fc_b"]
+            h = gru_step(decoder["l0"], h, phoneme_table[phoneme], precision="highest")
+            logits = jnp.matmul(weight, h, precision="highest") + bias
             return (h, jnp.argmax(logits)), (jnp.argmax(logits), logits)
 
         _, (phonemes, logits) = jax.lax.scan(advance, (h_n[0], START), length=MOST_PHONEMES)
@@ -118,18 +103,18 @@ def pronounce(words: list[str], console: Console) -> list[tuple[str, str, Verdic
 
     def original(ids, dtype, forced=None):
         """PyTorch's states, phonemes and logits, fed its own phonemes or `forced` ones."""
-        modules = {side: torch.nn.GRUCell(config.input_size, config.hidden_size) for side in cells}
-        for side, module in modules.items():
-            module.load_state_dict({name: torch.from_numpy(array) for name, array in cells[side].items()})
+        reader, writer = (torch.nn.GRUCell(config.input_size, config.hidden_size) for _ in range(2))
+        for module, cell in ((reader, published.encoder), (writer, published.decoder)):
+            module.load_state_dict({name: torch.from_numpy(array) for name, array in cell.items()})
             module.to(dtype)
-        tensors = {name: torch.from_numpy(published[name]).to(dtype) for name in arrays}
+        letters, phoneme_table, weight, bias = (torch.from_numpy(array).to(dtype) for array in published[2:])
         h, states, phonemes, logits = torch.zeros(config.hidden_size, dtype=dtype), [], [START], []
         for i in ids:
-            h = modules["enc"](tensors["enc_emb"][i], h)
+            h = reader(letters[i], h)
             states.append(h)
         for t in range(MOST_PHONEMES):
-            h = modules["dec"](tensors["dec_emb"][phonemes[-1]], h)
-            logits.append(tensors["fc_w"] @ h + tensors["fc_b"])
+            h = writer(phoneme_table[phonemes[-1]], h)
+            logits.append(weight @ h + bias)
             phonemes.append(int(logits[-1].argmax()) if forced is None else int(forced[t]))
         return torch.stack(states).detach().numpy(), phonemes[1:], torch.stack(logits).detach().numpy()
 
@@ -137,7 +122,7 @@ def pronounce(words: list[str], console: Console) -> list[tuple[str, str, Verdic
     different = []
     table = Table("word", "phonemes", "PyTorch", title="English pronunciation", box=box.SIMPLE)
     for word in dict.fromkeys([*words, *JUDGED]):
-        ids = [GRAPHEMES.index(c) if c in GRAPHEMES[3:] else 1 for c in word.lower()] + [GRAPHEMES.index("</s>")]
+        ids = letter_ids(word)
         states, phonemes, logits = spell_out(np.array(ids))
         spoken, theirs = (spelling(path) for path in (phonemes.tolist(), original(ids, torch.float32)[1]))
         if word in words:
@@ -151,11 +136,6 @@ def pronounce(words: list[str], console: Console) -> list[tuple[str, str, Verdic
     verdicts = [judge(name, *map(np.concatenate, zip(*rows, strict=True))) for name, rows in trios.items()]
     what = f"enc_*, dec_*: GRUCells {config.input_size} -> {config.hidden_size}"
     return [(what, "g2p-en", verdict) for verdict in [*verdicts, Verdict("phonemes", len(different), 0.0, 0.0)]]
-
-
-def spelling(path: list[int]) -> str:
-    """The phonemes before the end of the word."""
-    return " ".join(PHONEMES[i] for i in path[: path.index(END) if END in path else None])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from demo import packaged_file
+from published import packaged_file
 
 import gru_jax
 from gru_jax import GRUConfig, cli, init_params

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HIGHEST, Case, assert_exact, compare, record_verdicts
+from published import g2p_en, letter_ids, packaged_file
 
 from gru_jax import from_torch, gru_step
 from gru_jax.verify import judge, typical
@@ -28,17 +29,15 @@ def test_the_demo_fails_where_the_weights_are_not_pytorchs(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def speller():
     """The published encoder as a torch.nn.GRU, and the embedding of its characters."""
-    published = np.load(demo.packaged_file("g2p-en", "g2p_en/checkpoint20.npz"), allow_pickle=False)
-    module = torch.nn.GRU(256, 256)
-    names = {"weight_ih_l0": "enc_w_ih", "weight_hh_l0": "enc_w_hh", "bias_ih_l0": "enc_b_ih", "bias_hh_l0": "enc_b_hh"}
-    module.load_state_dict({ours: torch.from_numpy(published[theirs]) for ours, theirs in names.items()})
-    return module, published["enc_emb"]
+    published, module = g2p_en(), torch.nn.GRU(256, 256)
+    module.load_state_dict({f"{name}_l0": torch.from_numpy(array) for name, array in published.encoder.items()})
+    return module, published.letters
 
 
 def test_a_trained_gru_reading_single_words_is_pytorchs(speller, dtype, record_property):
     module, embedding = speller
     words = ["hello", "gated", "unite", "fires", "words", "write", "plain", "score", "tests", "known"]
-    xs = [embedding[[demo.GRAPHEMES.index(c) for c in [*word, "</s>"]]][:, None] for word in words]
+    xs = [embedding[letter_ids(word)][:, None] for word in words]
     verdicts = compare(Case((6, 1, 256, 256), h_0=False), dtype, module, xs)
     record_verdicts(record_property, dtype, verdicts)
     assert_exact(verdicts)
@@ -73,7 +72,7 @@ def test_a_trained_gru_reading_a_batch_is_pytorchs(batch, lengths, speller, dtyp
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_trained_bidirectional_stack_is_pytorchs(batch, dtype, record_property):
-    path = demo.packaged_file("uzmorph-bigru", "uzmorph_bigru/data/morph_bigru.pth")
+    path = packaged_file("uzmorph-bigru", "uzmorph_bigru/data/morph_bigru.pth")
     state_dict = torch.load(path, weights_only=True)
     module = torch.nn.GRU(64, 64, 2, bidirectional=True)
     module.load_state_dict({k.removeprefix("gru."): v for k, v in state_dict.items() if k.startswith("gru.")})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Case, random_inputs, torch_gru
-from demo import packaged_file
+from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, init_params, pack_padded_sequence, pad_packed_sequence, quantized, stack
 from gru_jax import gru as float_gru

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from demo import END, GRAPHEMES, MOST_PHONEMES, START, packaged_file
+from published import END, GRAPHEMES, MOST_PHONEMES, START, packaged_file
 
 import gru_jax
 from gru_jax import from_torch, quantized

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from demo import packaged_file
 from flax import linen, serialization
+from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, gru, init_params
 from gru_jax.verify import judge

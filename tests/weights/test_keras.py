@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from demo import packaged_file
+from published import packaged_file
 
 from gru_jax import GRUConfig, gru, init_params
 from gru_jax.verify import FEW_ULP, compare, judge, typical

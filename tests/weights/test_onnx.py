@@ -13,9 +13,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from demo import packaged_file
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, gru, infer_config, init_params
 from gru_jax.verify import FLOAT64_BOUND, distance, judge

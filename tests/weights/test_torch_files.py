@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from demo import packaged_file
+from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, init_params
 from gru_jax.weights import pytorch, torch_files
