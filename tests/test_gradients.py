@@ -20,6 +20,8 @@ LENGTHS = np.array([5, 2])
 close = functools.partial(chex.assert_trees_all_close, rtol=0, atol=1e-11)
 OPTIONS = [{}, {"remat": True}, {"remat": 2, "unroll": 3}]
 both_forms = pytest.mark.parametrize("reset_after", [True, False])
+# Where compiling takes long, the paper's form is left to the full grid.
+slow_for_both_forms = pytest.mark.parametrize("reset_after", [True, pytest.param(False, marks=pytest.mark.grid)])
 
 
 @pytest.fixture(
@@ -112,13 +114,13 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_scan(reset_after, 
 
 
 @every_strategy
-@both_forms
+@slow_for_both_forms
 def test_second_derivatives_are_those_of_the_plain_scan(reset_after):
     ours = second_derivatives(scalar(gru, reset_after=reset_after), make_data(layers=1))
     close(ours, expected(second_derivatives, (1,), reset_after))
 
 
-@both_forms
+@slow_for_both_forms
 @pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
 def test_derivatives_with_remat_are_those_of_the_plain_scan(reset_after, options):
     ours = scalar(gru, reset_after=reset_after, seq_lengths=LENGTHS, **options)
@@ -127,7 +129,7 @@ def test_derivatives_with_remat_are_those_of_the_plain_scan(reset_after, options
 
 
 @every_strategy
-@both_forms
+@slow_for_both_forms
 def test_derivatives_summed_in_blocks_of_time_are_those_of_the_plain_scan(reset_after):
     sizes = (1, 131, 4)  # blocks of rows and of time, and a rest
     ours = scalar(gru, reset_after=reset_after)
@@ -137,7 +139,7 @@ def test_derivatives_summed_in_blocks_of_time_are_those_of_the_plain_scan(reset_
 
 
 @every_strategy
-@both_forms
+@slow_for_both_forms
 def test_jacfwd_and_jacrev_agree_with_the_plain_scan(data, reset_after):
     params, x, h_0 = data
     run = lambda function: lambda x: function(params, x, h_0, reset_after=reset_after)

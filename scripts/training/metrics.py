@@ -12,14 +12,14 @@ class Metrics:
 
     Args:
       folder: of the run; None to keep the lines in memory alone, where another process writes them.
-      step: where the run goes on. What was measured behind it, or before a first step, is cut off and measured again.
+      step: where the run goes on. What was measured behind it is cut off, and measured again.
     """
 
     def __init__(self, folder: Path | None, step: int):
         self._path = folder and folder / FILE
         self.lines: list[dict[str, Any]] = []
         if folder and self._path:
-            self.lines = [line for line in read(folder) if step > 0 and line["step"] <= step]
+            self.lines = [line for line in read(folder) if 0 < step >= line["step"] and "test" not in line]
             cut = self._path.with_suffix(".tmp")
             cut.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
             cut.replace(self._path)

@@ -68,6 +68,7 @@ class Run:
         self.checkpoints, self.step = Checkpoints(folder / STATES), 0
         if self.checkpoints.steps:
             self.step, self.state = self.checkpoints.restore(self.state)
+        self._advance, self._spell_out = self._make_step(), self._make_spelling()
         self.metrics = Metrics(folder if jax.process_index() == 0 else None, self.step)
 
     def train(self, console: Console) -> None:
@@ -80,13 +81,12 @@ class Run:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         started = time.perf_counter() - self.metrics.seconds
         batches, losses = self.pairs.batches(self.settings.seed, self.step), []
-        advance = self._compiled_step()
         with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
             bar = progress.add_task("training", total=self.steps, completed=self.step)
             if self.step == 0:
                 self._measure(console, started)
             for batch in itertools.islice(batches, self.steps - self.step):
-                self.state, loss = advance(self.state, self.step, self._place_batch(batch))
+                self.state, loss = self._advance(self.state, self.step, self._place_batch(batch))
                 self.step += 1
                 losses.append(loss)
                 kept = self.step % self.settings.checkpoint == 0 or self.step == self.steps
@@ -103,11 +103,8 @@ class Run:
 
     def error_rates(self, words: list[data.Word]) -> dict[str, float]:
         """How many words, and phonemes, the speller gets wrong as it is now."""
-        spell_out = self._compiled_spelling()
-        size = self.settings.batch_size
-        return model.error_rates(
-            lambda *batch: spell_out(self.state["params"], *map(self._place_last, batch)), words, size
-        )
+        spell_out = lambda *batch: np.asarray(self._spell_out(self.state["params"], *map(self._place_last, batch)))
+        return model.error_rates(spell_out, words, self.settings.batch_size)
 
     def _measure(self, console: Console, started: float) -> None:
         rates = self.error_rates(self.words["validation"][:JUDGED])
@@ -117,8 +114,7 @@ class Run:
     def _write(self, started: float, **measured: Any) -> None:
         self.metrics.write(step=self.step, seconds=round(time.perf_counter() - started, 2), **measured)
 
-    @functools.cache  # noqa: B019  one run a process
-    def _compiled_step(self) -> Callable[[Any, int, data.Batch], tuple[Any, jax.Array]]:
+    def _make_step(self) -> Callable[[Any, int, data.Batch], tuple[Any, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(self.settings.seed), 1)
 
         @functools.partial(jax.jit, donate_argnums=0)
@@ -134,12 +130,9 @@ class Run:
 
         return advance
 
-    @functools.cache  # noqa: B019
-    def _compiled_spelling(self) -> Callable[..., Any]:
-        everywhere = NamedSharding(self.mesh, jax.P())
+    def _make_spelling(self) -> Callable[..., jax.Array]:
         spell_out = lambda params, *batch: self._speller_with(params).spell_out(*batch)
-        compiled = jax.jit(spell_out, out_shardings=everywhere)
-        return lambda *arguments: np.asarray(compiled(*arguments))
+        return jax.jit(spell_out, out_shardings=NamedSharding(self.mesh, jax.P()))
 
     def _speller_with(self, params: Any) -> model.Speller:
         speller = nnx.clone(self.speller)
