@@ -62,7 +62,7 @@ def draw(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
                 *zip(*rates, strict=True) if rates else ((), ()), f"C{i}{style}", marker=".", label=f"{name}, {kind}s"
             )
     left.set(xlabel="minutes", ylabel="loss", yscale="log", title="training: cross-entropy of a phoneme")
-    right.set(xlabel="minutes", ylabel="% wrong", ylim=(0, None), title="validation: said unlike the dictionary")
+    right.set(xlabel="minutes", ylabel="% wrong", ylim=(0, 100), title="validation: said unlike the dictionary")
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend()
