@@ -257,8 +257,10 @@ def _layers(
 ) -> tuple[jax.Array, jax.Array]:
     """`compose` on checked, time-major arrays: each layer reads what the one below it wrote."""
     directions = [scan, _backward(scan)] if bidirectional else [scan]
-    # Add zeros that are sharded, and under shard_map vary over the mesh, as x is: a scan must begin as it goes on.
+    # A scan must begin as it goes on: with zeros sharded as x is, and under shard_map with arrays that vary alike.
+    # Where parameters vary before the scan, not in each step, their gradient is summed over the mesh only once.
     h_0 = h_0 + jnp.zeros_like(x.sum(axis=(0, -1)))[..., None]
+    params, x, h_0 = _vary_alike((params, x, h_0))
     mask = None
     resets = None if resets is None else resets[..., None]
     if seq_lengths is not None:
@@ -276,6 +278,15 @@ def _layers(
         x = x if mask is None else jnp.where(mask, x, 0)
         h_n += [h for _, h in results]
     return x, jnp.stack(h_n)
+
+
+def _vary_alike(arrays: Any) -> Any:
+    """The same arrays, under shard_map varying over every axis of the mesh that one of them varies over.
+
+    They get it from a zero of them all, which costs nothing: no compiled program has it.
+    """
+    zero = sum(jnp.zeros_like(a.sum(), jnp.float32) for a in jax.tree.leaves(arrays))
+    return jax.tree.map(lambda a: a + jnp.asarray(zero, a.dtype), arrays)
 
 
 def _backward(scan: Scan) -> Scan:
