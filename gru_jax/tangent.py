@@ -101,8 +101,8 @@ def affine_in_blocks(x: jax.Array, params: CellParams, half: str, precision: Pre
     the rows of whole steps, up to 128 or those of one step, is closer than PyTorch, and about as fast as one.
 
     A block of several steps is flattened: the gradient of a product over two axes at once copies both its operands,
-    which takes a tenth of the whole gradient's time. A batch that is split over devices is gathered for it; with more
-    than 64 rows, where a block is one step, it stays split.
+    which takes a tenth of the whole gradient's time. A batch that is split over devices is gathered for it, unless a
+    block is one step, as it is with more than 64 rows, or its type says that it is split, as on an explicit mesh.
     """
     steps, rows = x.shape[0], math.prod(x.shape[1:-1])
     if not isinstance(steps * rows, int) or steps * rows < 2 * ROWS:  # symbolic sizes, in an export, are one block
@@ -110,7 +110,8 @@ def affine_in_blocks(x: jax.Array, params: CellParams, half: str, precision: Pre
     kernel, size = params[f"kernel_{half}"], max(1, ROWS // rows)
     count = steps // size
     whole = count * size
-    blocks = x[:whole].reshape(count, size * rows, -1)
+    split = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    blocks = x[:whole].reshape(count, *((size, *x.shape[1:-1]) if split else (size * rows,)), -1)
     head = jax.lax.map(lambda block: _product(block, kernel, precision), blocks)
     rest = _product(x[whole:], kernel, precision)
     product = jnp.concatenate([head.reshape(*x[:whole].shape[:-1], -1), rest])

@@ -6,6 +6,7 @@ import pytest
 from exchanges import close, collectives, compiled, exchanged, forward, inputs, loss, mesh_of, put, shapes_of
 from jax.sharding import AxisType
 
+from gru_jax import GRUConfig, gru, init_params
 from gru_jax.strategy import Strategy, choose
 
 OVER_BATCH = jax.P(None, "data")
@@ -15,11 +16,10 @@ SIZES = {
     "short": (5, 8, 5, 8),
     "hoisted": (40, 8, 5, 8),
     "stored": (20, 16, 5, 8),
+    "stored, many rows": (6, 72, 5, 512),
     "recomputed": (70, 64, 5, 8),
     "remat": (128, 56, 5, 128),
 }
-GATHERS = pytest.mark.xfail(strict=True, reason="affine_in_blocks merges the batch axis with that of the steps")
-REDUCES = pytest.mark.xfail(strict=True, reason="the parameters begin to vary over the mesh in every step")
 
 
 def with_batch_split(mesh, params, x, lengths, h_0):
@@ -54,12 +54,12 @@ def test_a_forward_with_its_time_split_does_not_pass_for_one_that_exchanges_noth
     [
         ("short", False, AxisType.Auto),
         ("short", True, AxisType.Explicit),
+        ("stored, many rows", False, AxisType.Auto),
+        ("hoisted", False, AxisType.Explicit),
+        ("stored", True, AxisType.Explicit),
+        ("remat", False, AxisType.Explicit),
         ("recomputed", False, AxisType.Auto),
         ("recomputed", True, AxisType.Explicit),
-        pytest.param("hoisted", False, AxisType.Explicit, marks=GATHERS),
-        pytest.param("stored", False, AxisType.Auto, marks=GATHERS),
-        pytest.param("stored", True, AxisType.Auto, marks=GATHERS),
-        pytest.param("remat", False, AxisType.Auto, marks=GATHERS),
     ],
 )
 def test_a_gradient_sums_gradients_of_parameters_and_exchanges_nothing_else(size, deep, kind):
@@ -72,16 +72,21 @@ def test_a_gradient_sums_gradients_of_parameters_and_exchanges_nothing_else(size
     close(run(*split), jax.jit(jax.grad(loss))(*args))
 
 
-@pytest.mark.parametrize(
-    ("size", "varying"),
-    [(size, True) for size in SIZES] + [pytest.param(size, False, marks=REDUCES) for size in ("stored", "recomputed")],
-)
-def test_under_shard_map_a_gradient_is_summed_once_after_all_loops(size, varying):
+@pytest.mark.parametrize("size", ["hoisted", "stored"])
+def test_on_a_mesh_of_auto_axes_a_gradient_of_few_rows_over_many_steps_gathers_rows_and_is_right(size):
+    args = inputs(SIZES[size], deep=True)
+    split = with_batch_split(mesh_of(data=8), *args)
+    run = compiled(jax.grad(loss), *split)
+    assert "all-gather" in {collective.kind for collective in collectives(run)}
+    close(run(*split), jax.jit(jax.grad(loss))(*args))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_under_shard_map_a_gradient_is_summed_once_after_all_loops(size):
     steps, batch, input_size, hidden_size = SIZES[size]
     mesh, (params, x, *_) = mesh_of(data=8), inputs((steps, 8 * batch, input_size, hidden_size))
 
     def mean_loss(params, x):
-        params = jax.lax.pcast(params, "data", to="varying") if varying else params
         return jax.lax.pmean(loss(params, x), "data")
 
     gradient = jax.grad(jax.shard_map(mean_loss, mesh=mesh, in_specs=(jax.P(), OVER_BATCH), out_specs=jax.P()))
@@ -93,6 +98,14 @@ def test_under_shard_map_a_gradient_is_summed_once_after_all_loops(size, varying
     close(run(*split), jax.jit(jax.grad(loss))(params, x))
 
 
+def test_under_shard_map_each_device_runs_a_gru_of_its_own_on_the_same_input():
+    mesh, (_, x, *_) = mesh_of(data=8), inputs((6, 3, 5, 4))
+    ensemble = jax.vmap(lambda key: init_params(key, GRUConfig(5, 4)))(jax.random.split(jax.random.key(0), 8))
+    one = lambda params, x: gru(jax.tree.map(lambda a: a[0], params), x)[0][None]
+    run = jax.shard_map(one, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"))
+    close(run(ensemble, x), jax.vmap(lambda params: gru(params, x)[0])(ensemble))
+
+
 def test_the_sizes_above_take_every_way():
     ways = {size: choose(jnp.empty((steps, n, i)), jnp.empty((n, h))) for size, (steps, n, i, h) in SIZES.items()}
     stored = Strategy(hoist=False, recompute=False, remat=False)
@@ -100,6 +113,7 @@ def test_the_sizes_above_take_every_way():
         "short": stored._replace(hoist=True),
         "hoisted": stored._replace(hoist=True),
         "stored": stored,
+        "stored, many rows": stored,
         "recomputed": stored._replace(recompute=True),
         "remat": stored._replace(remat=True),
     }

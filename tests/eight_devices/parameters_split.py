@@ -1,4 +1,4 @@
-"""Parameters over the devices, by hand and by Flax's metadata; `test_sharding.py` runs this file where there are eight."""
+"""Parameters over eight devices, by hand and by Flax's metadata; run by `test_sharding.py`, where there are eight."""
 
 import flax.linen as nn
 import jax
@@ -131,7 +131,7 @@ def sum_of_squares(results):
 
 
 def on_one_device(params):
-    return jax.value_and_grad(lambda params: sum_of_squares(gru(params, X)))(jax.device_get(params))
+    return jax.jit(jax.value_and_grad(lambda params: sum_of_squares(gru(params, X))))(jax.device_get(params))
 
 
 @pytest.mark.parametrize("logical", [False, True])
@@ -140,9 +140,8 @@ def test_linens_parameters_lie_as_their_initializers_declare(logical):
     names = (nn.with_logical_partitioning, "wide") if logical else (nn.with_partitioning, "model")
     module = gru_jax.linen.GRU(5, 8, num_layers=2, **partitioned(*names))
     boxed = jax.eval_shape(module.init, jax.random.key(0), X)
-    declared = nn.get_sharding(boxed, mesh)
-    if logical:
-        declared = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    specs = nn.get_partition_spec(boxed)
+    declared = nn.logical_to_mesh_sharding(specs, mesh, RULES) if logical else nn.get_sharding(boxed, mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         variables = jax.jit(module.init, out_shardings=declared)(jax.random.key(0), X)
         run = jax.value_and_grad(lambda variables, x: sum_of_squares(module.apply(variables, x)))
