@@ -47,8 +47,8 @@ def g2p_en() -> G2pEn:
     """Reads the published file."""
     arrays = np.load(packaged_file("g2p-en", "g2p_en/checkpoint20.npz"), allow_pickle=False)
     names = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
-    cells = ({ours: arrays[f"{side}_{theirs}"] for theirs, ours in names.items()} for side in ("enc", "dec"))
-    return G2pEn(*cells, *(arrays[name] for name in ("enc_emb", "dec_emb", "fc_w", "fc_b")))
+    cell = lambda side: {ours: arrays[f"{side}_{theirs}"] for theirs, ours in names.items()}
+    return G2pEn(cell("enc"), cell("dec"), arrays["enc_emb"], arrays["dec_emb"], arrays["fc_w"], arrays["fc_b"])
 
 
 def letter_ids(word: str) -> list[int]:
