@@ -369,7 +369,7 @@ def test_the_ensemble_reports_the_time_and_the_losses_of_both_ways(capsys):
     small = ["--members", "2", "--hidden", "4", "--updates", "3", "--steps", "5", "--batch", "4"]
     assert ensemble.main(small) == 0
     printed = capsys.readouterr().out
-    for text in ("2 GRUs, 3 updates", "vmap", "a loop", "compiled, s", "Largest difference"):
+    for text in ("2 GRUs, 3 updates", "vmap", "a loop", "compiled, s", "Largest difference of losses"):
         assert text in printed
 
 
@@ -379,7 +379,7 @@ def test_an_ensemble_whose_losses_are_not_those_of_its_members_fails(capsys, mon
     monkeypatch.setattr(ensemble, "train_together", together)
     monkeypatch.setattr(ensemble, "train_one", alone)
     assert ensemble.main(["--members", "2", "--hidden", "4", "--updates", "3"]) == 1
-    assert "Largest difference of any loss between vmap and loop: 1.0e-03" in capsys.readouterr().out
+    assert "Largest difference of losses, vmap and loop: 1.0e-03" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "least"), [("members", 1), ("hidden", 1), ("updates", 1), ("steps", 2), ("batch", 1)])
