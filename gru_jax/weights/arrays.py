@@ -19,7 +19,7 @@ import numpy as np
 
 from gru_jax.params import GRUConfig, GRUParams
 from gru_jax.weights.found import Tensor
-from gru_jax.weights.safetensors import plain_config
+from gru_jax.weights.safetensors import is_config, plain_config, refuse_lost_config
 from gru_jax.weights.zips import BOMB_BYTES, is_bomb
 
 ORBAX_FILES = {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}
@@ -58,7 +58,12 @@ def open_msgpack(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(
             f"{path}: expected a msgpack file of Flax to hold a dict of arrays, got {type(tree).__name__}."
         )
-    ours = tree.keys() == {"config", "params"} and isinstance(tree["params"], Mapping) and "l0" in tree["params"]
+    refuse_lost_config(path, tree, "config")
+    pair = tree.keys() == {"config", "params"}
+    if is_config(tree.get("config")) and not pair:
+        raise ValueError(f"{path}: damaged: expected params beside the config of a GRU, and no more, got {list(tree)}.")
+    # A later version's config may have more fields, and is refused for them.
+    ours = pair and (is_config(tree["config"]) or (isinstance(tree["params"], Mapping) and "l0" in tree["params"]))
     leaves = flatten(path, tree["params"] if ours else tree)
     kinds = np.ndarray | np.generic | bool | int | float
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if isinstance(leaf, kinds)}
@@ -81,7 +86,8 @@ def open_orbax(path: Path) -> tuple[dict[str, Tensor], Any]:
     has_config = (path / "_CHECKPOINT_METADATA").is_file()
     with _orbax_errors(path):
         written = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"] if has_config else None
-        return tensors, (written or {}).get("gru_jax")
+    refuse_lost_config(path, written or {}, "gru_jax")
+    return tensors, (written or {}).get("gru_jax")
 
 
 def save_msgpack(path: Path, config: GRUConfig, params: GRUParams) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from gru_jax.params import GRUConfig
 from gru_jax.weights import arrays, bundles, keras, onnx, torch_files
 from gru_jax.weights.found import Contents, Found, Params, Tensor
-from gru_jax.weights.safetensors import open_index, open_safetensors
+from gru_jax.weights.safetensors import QUANTIZED_KEY, open_index, open_safetensors, refuse_lost_config
 from gru_jax.weights.search import listed, search
 from gru_jax.weights.signatures import FORMATS, kind_of, refuse_tensorflow
 
@@ -161,7 +161,11 @@ def _open_tensors(path: Path, kind: str) -> tuple[str, dict[str, Tensor], Any]:
         tensors = open_index(path, weight_map, _open_shard)
         return f"an index of {len(set(weight_map.values()))} files", tensors, None
     tensors, metadata = open_safetensors(path)
-    return "safetensors", tensors, _json(path, metadata["gru_jax"]) if "gru_jax" in metadata else None
+    if QUANTIZED_KEY in metadata:
+        raise ValueError(f"{path}: quantized parameters, which quantized.load loads.")
+    entries = {name: _json(path, text) for name, text in metadata.items() if name == "gru_jax" or "reset_after" in text}
+    refuse_lost_config(path, entries, "gru_jax")
+    return "safetensors", tensors, entries.get("gru_jax")
 
 
 def _open_shard(path: Path) -> dict[str, Tensor]:

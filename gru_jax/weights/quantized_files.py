@@ -10,9 +10,7 @@ import jax.numpy as jnp
 
 from gru_jax.params import GRUConfig
 from gru_jax.quantize import QuantizedParams, check_quantized
-from gru_jax.weights.safetensors import open_safetensors, plain, write
-
-_KEY = "gru_jax.quantized"  # of the metadata; a float GRU's config stands at "gru_jax"
+from gru_jax.weights.safetensors import QUANTIZED_KEY, open_safetensors, plain, write
 
 
 def save(path: str | os.PathLike[str], config: GRUConfig, qparams: QuantizedParams) -> None:
@@ -43,7 +41,7 @@ def save(path: str | os.PathLike[str], config: GRUConfig, qparams: QuantizedPara
     """
     declared = plain("quantized.save", config)
     _check_sizes("quantized.save", config, check_quantized("quantized.save", qparams))
-    write(path, qparams, {"format": "flax", _KEY: json.dumps(declared)})
+    write(path, qparams, {"format": "flax", QUANTIZED_KEY: json.dumps(declared)})
 
 
 def load(path: str | os.PathLike[str]) -> tuple[GRUConfig, dict[str, dict[str, jax.Array]]]:
@@ -57,14 +55,14 @@ def load(path: str | os.PathLike[str]) -> tuple[GRUConfig, dict[str, dict[str, j
     Example: see `quantized.save`.
     """
     tensors, metadata = open_safetensors(Path(path))
-    if _KEY not in metadata:
+    if QUANTIZED_KEY not in metadata:
         raise ValueError(f"{path}: expected a file of quantized.save. Float parameters are loaded by gru_jax.load.")
     qparams: dict[str, dict[str, jax.Array]] = {}
     for name, tensor in tensors.items():
         cell, _, key = name.partition(".")
         qparams.setdefault(cell, {})[key] = jnp.asarray(tensor.read())
     try:
-        config = GRUConfig(**json.loads(metadata[_KEY]))
+        config = GRUConfig(**json.loads(metadata[QUANTIZED_KEY]))
         _check_sizes("quantized.load", config, check_quantized("quantized.load", qparams))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error

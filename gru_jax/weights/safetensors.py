@@ -1,6 +1,7 @@
 """safetensors: tensors by name, read one at a time; several files beside an index; and the file that `save` writes."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ from gru_jax.params import GRUConfig, GRUParams, check_declared, check_params
 from gru_jax.weights.found import Tensor, require
 from gru_jax.weights.replacing import replacing
 
+QUANTIZED_KEY = "gru_jax.quantized"  # of the metadata; a float GRU's config stands at "gru_jax"
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
 _DTYPES |= {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
@@ -118,6 +120,19 @@ def plain(function: str, config: GRUConfig) -> dict[str, Any]:
     if not isinstance(config, GRUConfig):
         raise TypeError(f"{function}: expected a GRUConfig, got {type(config).__name__}.")
     return {key: getattr(value, "item", lambda value=value: value)() for key, value in vars(config).items()}
+
+
+def is_config(entry: Any) -> bool:
+    """Whether this is what `plain` returns, or that with one name damaged."""
+    fields = {field.name for field in dataclasses.fields(GRUConfig)}
+    return isinstance(entry, Mapping) and len(entry) == len(fields) and len(fields - entry.keys()) <= 1
+
+
+def refuse_lost_config(path: Path, entries: Mapping[str, Any], key: str) -> None:
+    """Raises ValueError where a config stands at another key: without it the GRU might be another function."""
+    lost = [name for name, entry in entries.items() if name != key and is_config(entry)]
+    if lost:
+        raise ValueError(f"{path}: damaged: the config of a GRU stands at {lost[0]!r}, where {key!r} is its place.")
 
 
 def _is_beside(path: Path, name: str) -> bool:

@@ -192,6 +192,18 @@ def test_damaged_or_foreign_msgpack_is_refused(tmp_path, data, message):
         load(tmp_path / "a.msgpack")
 
 
+def test_a_config_is_never_lost_in_silence(tmp_path):
+    config, params = vars(CONFIG), jax.tree.map(np.asarray, params_of(CONFIG))
+    for tree, message in (
+        ({"konfig": config, "params": params}, "the config of a GRU stands at 'konfig', where 'config' is its place"),
+        ({"config": config, "parans": params}, "expected params beside the config of a GRU, and no more"),
+        ({"config": config, "params": {"L0": params["l0"]}}, "its metadata says GRUConfig.*but its tensors are not"),
+    ):
+        (tmp_path / "a.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "a.msgpack")
+
+
 def orbax(path, tree, **options):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(tree))

@@ -33,9 +33,10 @@ def test_a_float_file_and_a_quantized_one_are_not_taken_for_each_other(tmp_path)
     gru_jax.save(tmp_path / "float.safetensors", config, init_params(jax.random.key(0), config))
     with pytest.raises(ValueError, match=r"expected a file of quantized\.save. Float parameters are loaded by gru_jax"):
         quantized.load(tmp_path / "float.safetensors")
-    quantized.save(tmp_path / "int8.safetensors", config, qparams_of(config, "int8"))
-    with pytest.raises(ValueError, match=r"quantized parameters, which quantized\.load loads"):
-        gru_jax.load(tmp_path / "int8.safetensors")
+    for dtype in ("int8", "float16"):
+        quantized.save(tmp_path / f"{dtype}.safetensors", config, qparams_of(config, dtype))
+        with pytest.raises(ValueError, match=r"quantized parameters, which quantized\.load loads"):
+            gru_jax.load(tmp_path / f"{dtype}.safetensors")
 
 
 def test_parameters_of_another_config_are_neither_written_nor_read(tmp_path):

@@ -114,6 +114,14 @@ def test_what_save_writes_load_gives_back(tmp_path, config, dtype):
     chex.assert_trees_all_equal_dtypes(back, params)
 
 
+def test_a_config_under_another_name_is_not_lost_in_silence(tmp_path):
+    save(tmp_path / "gru", CONFIG, params_of(CONFIG))
+    whole = (tmp_path / "gru").read_bytes()
+    (tmp_path / "gru").write_bytes(whole.replace(b'"gru_jax"', b'"gru-jax"'))
+    with pytest.raises(ValueError, match=r"the config of a GRU stands at 'gru-jax', where 'gru_jax' is its place"):
+        load(tmp_path / "gru")
+
+
 def test_other_programs_read_the_saved_file_by_its_names(tmp_path):
     save(str(tmp_path / "gru.safetensors"), CONFIG, params_of(CONFIG))
     held = safetensors.torch.load_file(tmp_path / "gru.safetensors")
