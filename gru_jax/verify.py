@@ -88,12 +88,12 @@ def judge(name: str, ours: ArrayLike, original: ArrayLike, reference: ArrayLike)
       >>> judge("h_n", np.float32([0.1]), np.float32([0.1]), np.float64([0.1])).passed
       True
     """
-    ours = np.asarray(ours)
+    ours, reference = np.asarray(ours), np.asarray(reference)
     own = distance(original, reference)
     if ours.dtype == np.float64:
         bound = FLOAT64_BOUND
     else:
-        finite = np.asarray(reference)[np.isfinite(reference)]
+        finite = reference[np.isfinite(reference)]
         ulp = float(jnp.finfo(ours.dtype).eps) * float(np.abs(finite).max(initial=0))
         bound = max(2 * own, FEW_ULP * ulp)
     return Verdict(name, distance(ours, reference), own, bound)
