@@ -1,8 +1,10 @@
-"""gru-jax: opens any file that holds a trained GRU, says what is inside, converts it, and proves it.
+"""Opens any file that holds a trained GRU, says what is inside, converts it, and proves it.
 
-    gru-jax inspect FILE
-    gru-jax convert FILE OUT
-    gru-jax verify FILE
+    gru-jax inspect model.pt
+    gru-jax convert model.pt gru.safetensors
+    gru-jax verify model.onnx --prefix GRU_0
+
+Each has options of its own: gru-jax convert --help.
 
 Exit code 0: done, or proven; 1: not proven; 2: refused, with the reason in one line.
 """
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("gru-jax", description="Any trained GRU to JAX, proven.", epilog=__doc__)
+    parser = argparse.ArgumentParser("gru-jax", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -39,6 +39,11 @@ class PackedSequence(NamedTuple):
       batch_sizes: [longest length], how many sequences have a step t.
       sorted_indices: [N], the original index of each sequence in descending order of length; None if already sorted.
       unsorted_indices: [N], the inverse permutation.
+
+    Example:
+      >>> packed = PackedSequence(data=jnp.array([[1.0], [3.0], [2.0]]), batch_sizes=np.array([2, 1]))
+      >>> jax.tree.map(jnp.shape, packed).data  # two sequences: 1, 2 and 3
+      (3, 1)
     """
 
     data: jax.Array

@@ -66,9 +66,9 @@ def gru(
       unroll: time steps in one iteration of the compiled loop.
 
     Returns:
-      output: [L, N, D*H], the last layer's h_t for each t ([N, L, D*H], [L, D*H] or a PackedSequence, as x is).
-      h_n: [num_layers*D, N, H] ([num_layers*D, H] unbatched), each layer's and direction's state after its own last
-        step; `h_n.reshape(num_layers, D, N, H)` separates them.
+      (output, h_n). output is [L, N, D*H], the last layer's h_t for each t ([N, L, D*H], [L, D*H] or a PackedSequence,
+      as x is). h_n is [num_layers*D, N, H] ([num_layers*D, H] unbatched), each layer's and direction's state after its
+      own last step; `h_n.reshape(num_layers, D, N, H)` separates them.
 
     Raises:
       TypeError: if an argument is of the wrong kind.

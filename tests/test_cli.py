@@ -189,10 +189,10 @@ def test_inputs_of_another_shape_are_refused(shape, message, model, tmp_path, ca
     assert message in refused(capsys, "verify", model, "--inputs", inputs)
 
 
-def test_the_console_script_exits_with_2_and_no_traceback(tmp_path):
+@pytest.mark.parametrize("program", [[Path(sys.executable).with_name("gru-jax")], [sys.executable, "-m", "gru_jax"]])
+def test_the_program_exits_with_2_and_no_traceback(program, tmp_path):
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 and nothing else")
-    script = Path(sys.executable).with_name("gru-jax")
-    done = subprocess.run([script, "inspect", tmp_path / "broken.pt"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*program, "inspect", tmp_path / "broken.pt"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("gru-jax: error: ")
     assert done.stderr.count("\n") == 1

@@ -3,13 +3,14 @@
 import pathlib
 import re
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 3
     namespace = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
@@ -17,8 +18,7 @@ def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
     assert namespace["bias_hessian"].shape == (60, 60)
 
 
-def test_every_link_within_the_readme_leads_somewhere():
-    headings = {
-        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)", README, re.M)
-    }
-    assert set(re.findall(r"\]\(#([^)]*)\)", README)) <= headings
+def test_every_link_of_the_readme_leads_somewhere():
+    links = re.findall(r"\]\(([^)]*)\)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
