@@ -36,7 +36,7 @@ STEPS, BATCH = 100, 4  # of its random inputs
 Arrays = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """How far one array is from the original's float64.
 
@@ -56,6 +56,10 @@ class Verdict:
     def passed(self) -> bool:
         """Whether the distance is within the bound; no distance is where the original strays infinitely far itself."""
         return self.distance <= self.bound < np.inf
+
+    def __repr__(self) -> str:
+        numbers = f"{self.distance:.1e}, the original's own {self.own:.1e}, allowed {self.bound:.1e}"
+        return f"Verdict({self.name}: {numbers}, {'PASS' if self.passed else 'FAIL'})"
 
 
 def distance(a: ArrayLike, b: ArrayLike) -> float:
@@ -115,7 +119,7 @@ def typical(verdicts: Sequence[Verdict]) -> Verdict:
     return by_share[len(verdicts) // 2] if lucky else worst
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What `compare` found.
 
@@ -131,6 +135,14 @@ class Comparison:
     def passed(self) -> bool:
         """Whether every verdict is a pass."""
         return all(verdict.passed for verdicts in self.verdicts.values() for verdict in verdicts)
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{dtype:10}{v.name:22}{v.distance:>12.1e}{v.own:>12.1e}{v.bound:>12.1e}  {'PASS' if v.passed else 'FAIL'}"
+            for dtype, verdicts in self.verdicts.items()
+            for v in verdicts
+        ]
+        return "\n".join([f"{'':32}{'gru_jax':>12}{'original':>12}{'allowed':>12}", *rows])
 
 
 def compare(found: Found, x: ArrayLike | None = None) -> Comparison:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gru_jax.verify import Verdict, distance, judge, typical
+from gru_jax.verify import Comparison, Verdict, distance, judge, typical
 
 ONE = np.ones(3)
 EPS = np.finfo(np.float32).eps
@@ -36,6 +36,21 @@ def test_where_the_original_is_exact_eight_units_in_the_last_place_are_allowed()
     original = ONE.astype(np.float32)
     assert judge("x", (ONE + 8 * EPS).astype(np.float32), original, ONE).passed
     assert not judge("x", (ONE + 9 * EPS).astype(np.float32), original, ONE).passed
+
+
+def test_verdicts_read_well_in_a_notebook():
+    verdict = judge("h_n", (ONE + 4 * EPS).astype(np.float32), ONE.astype(np.float32), ONE)
+    assert repr(verdict) == "Verdict(h_n: 4.8e-07, the original's own 0.0e+00, allowed 9.5e-07, PASS)"
+    comparison = Comparison({"float32": [verdict], "float64": [Verdict("h_n", 1.0, 0.0, 1e-10)]}, {})
+    first, second, third = repr(comparison).splitlines()
+    assert first.split() == ["gru_jax", "original", "allowed"]
+    assert second.split() == ["float32", "h_n", "4.8e-07", "0.0e+00", "9.5e-07", "PASS"]
+    assert third.split() == ["float64", "h_n", "1.0e+00", "0.0e+00", "1.0e-10", "FAIL"]
+
+
+def test_what_torch_gives_is_judged_as_it_is():
+    torch = pytest.importorskip("torch")
+    assert judge("x", torch.ones(3), torch.ones(3), torch.ones(3, dtype=torch.float64)).passed
 
 
 def test_float64_must_be_within_1e_10():

@@ -50,6 +50,9 @@ class Found(NamedTuple):
     notes: tuple[str, ...] = ()
     backwards: bool = False
 
+    def __repr__(self) -> str:
+        return f"Found({self.framework}, {self.config})"
+
 
 class Contents(NamedTuple):
     """What a file holds.

@@ -300,3 +300,9 @@ def test_a_mutated_orbax_folder_is_refused_or_read(tmp_path):
             load(folder)
         file.write_bytes(whole)
     assert load(folder)[0] == STACK
+
+
+def test_what_is_found_reads_well_in_a_notebook(tmp_path):
+    save(tmp_path / "gru.safetensors", GRUConfig(2, 3), init_params(jax.random.key(0), GRUConfig(2, 3)))
+    (gru_found,) = open_checkpoint(tmp_path / "gru.safetensors").grus.values()
+    assert repr(gru_found) == f"Found(torch.nn.GRU, {GRUConfig(2, 3)})"
