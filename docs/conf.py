@@ -27,6 +27,7 @@ html_math_renderer = "mathml"
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 nb_execution_mode = "off"  # the notebooks keep their outputs, and the tests run them
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
