@@ -45,6 +45,10 @@ class Verdict:
       distance: largest absolute difference between ours and the original's float64.
       own: largest absolute difference between the original and its own float64.
       bound: what `distance` may be at most.
+
+    Example:
+      >>> Verdict("h_n", 1e-7, 8e-8, 1.6e-7)
+      Verdict(h_n: 1.0e-07, the original's own 8.0e-08, allowed 1.6e-07, PASS)
     """
 
     name: str
@@ -126,6 +130,10 @@ class Comparison:
     Attributes:
       verdicts: dtype -> a verdict on each array: output, h_n, and the gradients that the original has.
       errors: "gru_jax" and the original's name -> [L], the largest error of the float32 output at each time step.
+
+    Example:
+      >>> Comparison({"float32": [Verdict("h_n", 1e-7, 8e-8, 1.6e-7)]}, {}).passed
+      True
     """
 
     verdicts: Mapping[str, Sequence[Verdict]]
@@ -158,6 +166,16 @@ def compare(found: Found, x: ArrayLike | None = None) -> Comparison:
       ValueError: if x has another shape, or is empty, or its numbers are not all finite, or if the original's framework
         refuses to run its own GRU.
       ImportError: if the original's framework is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from gru_jax import GRUConfig, init_params, save
+      >>> from gru_jax.weights.checkpoint import open_checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(f"{folder}/gru.safetensors", GRUConfig(2, 3), init_params(jax.random.key(0), GRUConfig(2, 3)))
+      ...     found = open_checkpoint(f"{folder}/gru.safetensors").grus[""]
+      ...     compare(found).passed
+      True
     """
     x = None if x is None else _checked(x, found.config.input_size)
     with jax.enable_x64(True):

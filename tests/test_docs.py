@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib
 import pathlib
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 ROOT = pathlib.Path(__file__).parent.parent
+API = ROOT / "docs" / "api.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync")
@@ -82,6 +84,18 @@ def test_every_public_name_is_in_the_reference(site):
     names = [f"gru_jax.{name}" for name, value in vars(gru_jax).items() if callable(value)]
     names += [f"gru_jax.{module}.{name}" for module in ("linen", "nnx") for name in ("GRU", "GRUCell", "QuantizedGRU")]
     assert [name for name in names if f'id="{name}"' not in reference] == []
+
+
+def test_every_entry_of_the_reference_has_a_runnable_example():
+    module, without = "gru_jax", []
+    for kind, name in re.findall(r"\.\. (currentmodule|autofunction|autoclass):: (\S+)", API.read_text()):
+        if kind == "currentmodule":
+            module = name
+            continue
+        place, _, name = (name if name.startswith("gru_jax.") else f"{module}.{name}").rpartition(".")
+        if ">>>" not in getattr(importlib.import_module(place), name).__doc__:
+            without.append(f"{place}.{name}")
+    assert without == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

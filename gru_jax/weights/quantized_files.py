@@ -52,7 +52,15 @@ def load(path: str | os.PathLike[str]) -> tuple[GRUConfig, dict[str, dict[str, j
       OSError: if it can't be read.
       ImportError: if safetensors is not installed.
 
-    Example: see `quantized.save`.
+    Example:
+      >>> import tempfile
+      >>> from gru_jax import init_params, quantized
+      >>> qparams = quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(10, 20)), "float16")
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(f"{folder}/gru.safetensors", GRUConfig(10, 20), qparams)
+      ...     config, again = load(f"{folder}/gru.safetensors")
+      >>> str(again["l0"]["kernel_hh"].dtype)
+      'float16'
     """
     tensors, metadata = open_safetensors(Path(path))
     if QUANTIZED_KEY not in metadata:
