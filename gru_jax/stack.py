@@ -192,8 +192,8 @@ def stacked_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One time step through all layers, for streaming and for decoding one token at a time.
 
-    Scanned over time it gives what `gru` gives layer by layer; `gru` is the faster way where the whole sequence is
-    known. A reverse direction begins at the sequence's end, so it can't be stepped: one direction only.
+    Scanned over time it gives what `gru` gives layer by layer; where the whole sequence is known `gru` is the faster
+    way, for a gradient and for few rows. A reverse direction begins at the sequence's end, so it can't be stepped: one direction only.
 
     Args:
       params: GRUParams of one direction.
@@ -203,8 +203,8 @@ def stacked_step(
       precision: as in `gru`.
 
     Returns:
-      y: [..., H], the last layer's new state: this step's output.
-      h: [num_layers, ..., H], every layer's new state.
+      (y, h). y is [..., H], the last layer's new state: this step's output. h is [num_layers, ..., H], every layer's
+      new state.
 
     Raises:
       TypeError: if an array is no floating array.
@@ -216,6 +216,9 @@ def stacked_step(
       >>> y, h = stacked_step(params, jnp.zeros((2, 3, 20)), jnp.ones((3, 10)))
       >>> y.shape, h.shape
       ((3, 20), (2, 3, 20))
+      >>> h_n, output = jax.lax.scan(lambda h, x: stacked_step(params, h, x)[::-1], h, jnp.ones((5, 3, 10)))
+      >>> output.shape
+      (5, 3, 20)
     """
     config = check_params("stacked_step", params)
     _shapes.check_flags("stacked_step", reset_after=reset_after)

@@ -75,5 +75,5 @@ def require(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        message = f"This needs {package}, which is not installed: pip install 'gru_jax[{extra}]'."
+        message = f"This needs {package.partition('.')[0]}, which is not installed: pip install 'gru_jax[{extra}]'."
         raise ImportError(message) from error
