@@ -193,7 +193,8 @@ def stacked_step(
     """One time step through all layers, for streaming and for decoding one token at a time.
 
     Scanned over time it gives what `gru` gives layer by layer; where the whole sequence is known `gru` is the faster
-    way, for a gradient and for few rows. A reverse direction begins at the sequence's end, so it can't be stepped: one direction only.
+    way, for a gradient and for few rows. A reverse direction begins at the sequence's end, so it can't be stepped: one
+    direction only.
 
     Args:
       params: GRUParams of one direction.
