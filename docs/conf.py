@@ -15,7 +15,6 @@ version = release = version_of("gru_jax")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
-suppress_warnings = ["myst.header"]  # a page taken from elsewhere begins below a heading of ours
 
 html_theme = "furo"
 html_title = "gru_jax"

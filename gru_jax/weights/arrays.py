@@ -61,7 +61,9 @@ def open_msgpack(path: Path) -> tuple[dict[str, Tensor], Any]:
     refuse_lost_config(path, tree, "config")
     pair = tree.keys() == {"config", "params"}
     if is_config(tree.get("config")) and not pair:
-        raise ValueError(f"{path}: damaged: expected params beside the config of a GRU, and no more, got {list(tree)}.")
+        raise ValueError(
+            f"{path}: expected params beside the config of a GRU, and no more, as save writes them, got {list(tree)}."
+        )
     # A later version's config may have more fields, and is refused for them.
     ours = pair and (is_config(tree["config"]) or (isinstance(tree["params"], Mapping) and "l0" in tree["params"]))
     leaves = flatten(path, tree["params"] if ours else tree)

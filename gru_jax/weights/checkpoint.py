@@ -1,5 +1,6 @@
 """Opens any file of trained weights and finds the GRUs in it."""
 
+import contextlib
 import difflib
 import functools
 import json
@@ -163,16 +164,22 @@ def _open_tensors(path: Path, kind: str) -> tuple[str, dict[str, Tensor], Any]:
     tensors, metadata = open_safetensors(path)
     if QUANTIZED_KEY in metadata:
         raise ValueError(f"{path}: quantized parameters, which quantized.load loads.")
-    entries = {name: _json(path, text) for name, text in metadata.items() if name == "gru_jax" or "reset_after" in text}
-    refuse_lost_config(path, entries, "gru_jax")
-    return "safetensors", tensors, entries.get("gru_jax")
+    others = {}
+    for name in metadata.keys() - {"gru_jax"}:
+        with contextlib.suppress(ValueError):  # Metadata of others need not be JSON.
+            others[name] = _json(path, metadata[name])
+    refuse_lost_config(path, others, "gru_jax")
+    return "safetensors", tensors, _json(path, metadata["gru_jax"]) if "gru_jax" in metadata else None
 
 
 def _open_shard(path: Path) -> dict[str, Tensor]:
     kind = kind_of(path)
     if kind not in ("safetensors", "torch"):
         raise ValueError(f"{path}: expected a safetensors or PyTorch file, as the index beside it says.")
-    return _open_tensors(path, kind)[1]
+    _, tensors, config = _open_tensors(path, kind)
+    if config is not None:
+        raise ValueError(f"{path}: a file of save, with a config of its own: open it by itself, not by an index.")
+    return tensors
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def refuse_lost_config(path: Path, entries: Mapping[str, Any], key: str) -> None
     """Raises ValueError where a config stands at another key: without it the GRU might be another function."""
     lost = [name for name, entry in entries.items() if name != key and is_config(entry)]
     if lost:
-        raise ValueError(f"{path}: damaged: the config of a GRU stands at {lost[0]!r}, where {key!r} is its place.")
+        raise ValueError(f"{path}: the config of a GRU stands at {lost[0]!r}, where {key!r} is its place.")
 
 
 def _is_beside(path: Path, name: str) -> bool:

@@ -204,6 +204,14 @@ def test_a_config_is_never_lost_in_silence(tmp_path):
             load(tmp_path / "a.msgpack")
 
 
+def test_an_orbax_folder_does_not_lose_its_config_in_silence(tmp_path):
+    save_orbax(tmp_path / "a", CONFIG, params_of(CONFIG))
+    metadata = tmp_path / "a" / "_CHECKPOINT_METADATA"
+    metadata.write_bytes(metadata.read_bytes().replace(b'"gru_jax"', b'"gru-jax"'))
+    with pytest.raises(ValueError, match="the config of a GRU stands at 'gru-jax', where 'gru_jax' is its place"):
+        load(tmp_path / "a")
+
+
 def orbax(path, tree, **options):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(tree))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 
@@ -120,6 +121,21 @@ def test_a_config_under_another_name_is_not_lost_in_silence(tmp_path):
     (tmp_path / "gru").write_bytes(whole.replace(b'"gru_jax"', b'"gru-jax"'))
     with pytest.raises(ValueError, match=r"the config of a GRU stands at 'gru-jax', where 'gru_jax' is its place"):
         load(tmp_path / "gru")
+
+
+def test_metadata_of_other_programs_is_no_obstacle(tmp_path):
+    tensors = {"rnn.weight_ih": np.ones((12, 5), np.float32), "rnn.weight_hh": np.ones((12, 4), np.float32)}
+    for note in ("reset_after, tuned", '["reset_after"]', '{"reset_after": true}', "[" * 10_000):
+        safetensors.numpy.save_file(tensors, tmp_path / "a", {"note": note})
+        assert load(tmp_path / "a")[0] == GRUConfig(5, 4, bias=False)
+
+
+def test_an_index_does_not_drop_the_config_of_a_saved_file(tmp_path):
+    save(tmp_path / "gru.safetensors", CONFIG, params_of(CONFIG))
+    names = dict.fromkeys(safetensors.numpy.load_file(tmp_path / "gru.safetensors"), "gru.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ValueError, match=r"gru\.safetensors: a file of save, with a config of its own"):
+        load(tmp_path / "model.safetensors.index.json")
 
 
 def test_other_programs_read_the_saved_file_by_its_names(tmp_path):
