@@ -1,33 +1,15 @@
 """Numbers in 8 bits: how PyTorch quantizes weights once and activations anew for each product.
 
-    weights       w = scale * q          q in -128..127, one scale a matrix, or one a column (a gate's unit)
-    activations   x = scale * (q - z)    q in 0..127 (`reduce_range`) or 0..255; scale and z from the range of x
-
-    QuantizedParams  {"l0": cell, "l0_reverse": cell, ...}, where a cell is
-    int8      {"kernel_ih": int8 [I, 3H], "kernel_hh": int8 [H, 3H], "bias_ih": [3H], "bias_hh": [3H],
-               "scale_ih": [] or [3H], "scale_hh": [] or [3H], "reduce_range": bool []}
-    float16   {"kernel_ih": float16 [I, 3H], "kernel_hh": float16 [H, 3H], "bias_ih": [3H], "bias_hh": [3H]}
-
-`reduce_range` stands among the parameters, as it does in PyTorch's own, because the same weights mean other numbers
-without it. Everything not marked is float32.
+weights       w = scale * q          q in -128..127, one scale a matrix, or one a column (a gate's unit)
+activations   x = scale * (q - z)    q in 0..127 (`reduce_range`) or 0..255; scale and z from the range of x
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from gru_jax import _shapes
-from gru_jax.params import GRUConfig, check_params
-
-QuantizedCell = Mapping[str, jax.Array]
-QuantizedParams = Mapping[str, QuantizedCell]
-
-FLOAT16_MAX = 65504
-_EXTRAS = {"scale_ih": jnp.float32, "scale_hh": jnp.float32, "reduce_range": jnp.bool}
 
 
 def quantize_weights(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -109,46 +91,3 @@ def matmul(activations: Activations, kernel: jax.Array, sums: jax.Array, scale: 
     contract_last = (((activations.integers.ndim - 1,), (0,)), ((), ()))
     product = jax.lax.dot_general(activations.integers, kernel, contract_last, preferred_element_type=jnp.int32)
     return (product + activations.offset * sums).astype(jnp.float32) * (activations.scale * scale)
-
-
-def check_quantized(function: str, qparams: QuantizedParams) -> GRUConfig:
-    """Reads the sizes off quantized parameters, and checks that they hold together."""
-    is_dict = isinstance(qparams, Mapping)
-    config = check_params(function, without_scales(qparams) if is_dict else qparams)
-    kinds = {str(cell[key].dtype) for cell in qparams.values() for key in ("kernel_ih", "kernel_hh")}
-    if kinds not in ({"int8"}, {"float16"}):
-        raise TypeError(
-            f"{function}: expected every kernel in int8, or every one in float16, got {' and '.join(sorted(kinds))}. "
-            "quantize_dynamic makes them of float parameters."
-        )
-    extras = _EXTRAS if kinds == {"int8"} else {}
-    expected, actual = {}, {}
-    for name, cell in qparams.items():
-        held = {key: getattr(cell[key], "shape", ()) for key in cell if key in _EXTRAS}
-        columns = (3 * config.hidden_size,)
-        actual |= {f"{name}/{key}": shape for key, shape in held.items()}
-        expected |= {
-            f"{name}/{key}": columns if key.startswith("scale") and held.get(key) == columns else () for key in extras
-        }
-        dtypes = {key: jnp.float32 for key in cell if key.startswith("bias")} | extras
-        for key, dtype in dtypes.items():
-            if key in cell and getattr(cell[key], "dtype", None) != dtype:
-                kind = getattr(cell[key], "dtype", type(cell[key]).__name__)
-                raise TypeError(f"{function}: expected {name}/{key} of dtype {jnp.dtype(dtype)}, got {kind}.")
-    _shapes.check_keys(function, "params", expected, actual)
-    return config
-
-
-def without_scales(qparams: QuantizedParams) -> dict[str, Any]:
-    """The kernels and biases alone, with the shapes and, to the eye of `check_params`, the dtypes of GRUParams."""
-    return {
-        name: {key: _float_shape(a) for key, a in cell.items() if key not in _EXTRAS}
-        if isinstance(cell, Mapping)
-        else cell
-        for name, cell in qparams.items()
-    }
-
-
-def _float_shape(array: jax.Array) -> jax.Array | jax.ShapeDtypeStruct:
-    is_int8 = hasattr(array, "shape") and array.dtype == jnp.int8
-    return jax.ShapeDtypeStruct(array.shape, jnp.float16) if is_int8 else array

@@ -5,7 +5,6 @@ output, h_n = quantized.gru(qparams, x)       the numbers of torch.ao.nn.quantiz
 """
 
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,76 +14,16 @@ from jax.typing import ArrayLike
 from gru_jax import _shapes
 from gru_jax.cell import Gates, new_state
 from gru_jax.gradients import scan_layer
-from gru_jax.params import GRUParams, check_params
-from gru_jax.quantize import (
-    FLOAT16_MAX,
-    Activations,
-    QuantizedCell,
-    QuantizedParams,
-    check_quantized,
-    matmul,
-    quantize_activations,
-    quantize_weights,
-)
+from gru_jax.layers import Scan, Sequence, compose
+from gru_jax.quantize import Activations, matmul, quantize_activations
+from gru_jax.quantized_params import QuantizedCell, QuantizedParams, check_quantized
+from gru_jax.quantized_params import quantize_dynamic as quantize_dynamic
+from gru_jax.quantized_params import to_float as to_float
 from gru_jax.scan import Marks, scan_time
-from gru_jax.stack import Scan, Sequence, compose
 from gru_jax.strategy import choose
 from gru_jax.weights.quantized_files import load as load
 from gru_jax.weights.quantized_files import save as save
 from gru_jax.weights.quantized_pytorch import from_torch as from_torch
-
-
-def quantize_dynamic(
-    params: GRUParams, dtype: str = "int8", *, reduce_range: bool = True
-) -> dict[str, dict[str, jax.Array]]:
-    """Quantizes a float GRU: `torch.ao.quantization.quantize_dynamic(model, {torch.nn.GRU}, dtype=...)`.
-
-    Biases stay float32. A GRU without biases, which PyTorch does not quantize, is quantized all the same.
-
-    Args:
-      params: GRUParams of the PyTorch form of the new gate (`reset_after=True`).
-      dtype: "int8", a quarter of float32's bytes: w = scale * q with scale = max|w| / 127.5. Or "float16", half: the
-        kernels rounded, and cut to +-65504.
-      reduce_range: for int8, whether activations have 7 bits, as under PyTorch's engines x86 and fbgemm; False for 8,
-        as under qnnpack, which ignores its own reduce_range.
-
-    Returns:
-      QuantizedParams, for `quantized.gru`.
-
-    Raises:
-      TypeError: if params are not GRUParams.
-      ValueError: if params do not hold together, or dtype is something else.
-
-    Example:
-      >>> from gru_jax import GRUConfig, init_params
-      >>> qparams = quantize_dynamic(init_params(jax.random.key(0), GRUConfig(10, 20)))
-      >>> [(key, str(array.dtype)) for key, array in qparams["l0"].items() if key.endswith("hh")]
-      [('kernel_hh', 'int8'), ('bias_hh', 'float32'), ('scale_hh', 'float32')]
-    """
-    check_params("quantize_dynamic", params)
-    _shapes.check_flags("quantize_dynamic", reduce_range=reduce_range)
-    forms = {"int8": functools.partial(_to_int8, reduce_range), "float16": _to_float16}
-    if dtype not in forms:
-        raise ValueError(f"quantize_dynamic: expected dtype 'int8' or 'float16', got {dtype!r}.")
-    return {name: forms[dtype](cell) for name, cell in params.items()}
-
-
-def to_float(qparams: QuantizedParams) -> dict[str, dict[str, jax.Array]]:
-    """The float32 GRUParams that quantized weights stand for, for `gru_jax.gru`: w = scale * q.
-
-    Raises:
-      TypeError: if qparams are not QuantizedParams.
-      ValueError: if they do not hold together.
-
-    Example:
-      >>> from gru_jax import GRUConfig, init_params
-      >>> params = init_params(jax.random.key(0), GRUConfig(10, 20))
-      >>> floats = to_float(quantize_dynamic(params))
-      >>> bool(jnp.abs(floats["l0"]["kernel_hh"] - params["l0"]["kernel_hh"]).max() < 0.001)
-      True
-    """
-    check_quantized("to_float", qparams)
-    return {name: _to_float(cell) for name, cell in qparams.items()}
 
 
 def gru(
@@ -252,25 +191,3 @@ def _half(cell: QuantizedCell, half: str) -> tuple[jax.Array, jax.Array, jax.Arr
 def _gates(kernel, sums, scale, bias, activations: Activations) -> Gates:
     r, z, n = jnp.split(matmul(activations, kernel, sums, scale) + bias, 3, axis=-1)
     return r, z, n
-
-
-def _to_int8(reduce_range: bool, cell: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    (kernel_ih, scale_ih), (kernel_hh, scale_hh) = (quantize_weights(cell[f"kernel_{half}"]) for half in ("ih", "hh"))
-    scales = {"scale_ih": scale_ih, "scale_hh": scale_hh, "reduce_range": jnp.array(reduce_range)}
-    return {"kernel_ih": kernel_ih, "kernel_hh": kernel_hh, **_biases(cell), **scales}
-
-
-def _to_float16(cell: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    kernels = {key: cell[key].astype(jnp.float32) for key in ("kernel_ih", "kernel_hh")}
-    rounded = {key: jnp.clip(a, -FLOAT16_MAX, FLOAT16_MAX).astype(jnp.float16) for key, a in kernels.items()}
-    return {**rounded, **_biases(cell)}
-
-
-def _to_float(cell: QuantizedCell) -> dict[str, jax.Array]:
-    scale = {half: cell.get(f"scale_{half}", 1.0) for half in ("ih", "hh")}
-    kernels = {f"kernel_{half}": cell[f"kernel_{half}"].astype(jnp.float32) * scale[half] for half in scale}
-    return {**kernels, **_biases(cell)}
-
-
-def _biases(cell: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    return {key: a.astype(jnp.float32) for key, a in cell.items() if key.startswith("bias")}

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from gru_jax import quantized
 from gru_jax.params import GRUConfig, check_declared, init_params
-from gru_jax.quantize import check_quantized, without_scales
+from gru_jax.quantized_params import check_quantized, without_scales
 
 
 class QuantizedGRU(nn.Module):

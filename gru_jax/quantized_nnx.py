@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from gru_jax import quantized
 from gru_jax.params import GRUConfig, input_sizes
-from gru_jax.quantize import QuantizedParams, check_quantized
+from gru_jax.quantized_params import QuantizedParams, check_quantized
 
 
 class QuantizedParam(nnx.Variable):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import equations
 
-from gru_jax import GRUConfig, from_torch, gradients, gru, gru_step, init_params, stack
+from gru_jax import GRUConfig, from_torch, gradients, gru, gru_step, init_params, layers
 from gru_jax.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -31,9 +31,9 @@ def strategy(request, monkeypatch):
     """Runs a test under every strategy, whatever its sizes would choose."""
     asked = []
     monkeypatch.setattr(gradients, "choose", lambda x, h_0: asked.append(h_0) or request.param)
-    stack._layers.clear_cache()  # It knows shapes, not strategies.
+    layers._layers.clear_cache()  # It knows shapes, not strategies.
     yield
-    stack._layers.clear_cache()
+    layers._layers.clear_cache()
     assert asked
 
 

@@ -16,12 +16,21 @@ FLOORS = [
     {"params", "sequences"},
     {"cell"},
     {"scan", "strategy", "tangent", "quantize"},
-    {"gradients"},
+    {"gradients", "layers", "quantized_params"},
     {"stack"},
     # weights/, from what all formats share, by what their files are made of, to the GRUs in them.
     {
         f"weights.{name}"
-        for name in ("found", "gate_order", "reference", "signatures", "zips", "replacing", "keras_config")
+        for name in (
+            "found",
+            "gate_order",
+            "reference",
+            "signatures",
+            "zips",
+            "replacing",
+            "keras_config",
+            "pytorch_names",
+        )
     },
     {
         *(f"weights.{name}" for name in ("pytorch_original", "reparametrized", "torchscript", "quantized_pytorch")),
@@ -46,6 +55,8 @@ FLOORS = [
 SEEN_THROUGH = {
     "_shapes": "stack",
     "__main__": "cli",
+    "layers": "stack",
+    "quantized_params": "quantized",
     "tangent": "gradients",
     "found": "checkpoint",
     "gate_order": "onnx",
@@ -53,6 +64,7 @@ SEEN_THROUGH = {
     "trees": "flax",
     "flax_cells": "flax",
     "replacing": "writers",
+    "pytorch_names": "pytorch",
     "keras_config": "keras",
     "keras_live": "keras",
     "keras_hdf5": "keras_files",

@@ -13,7 +13,7 @@ import torch
 from conftest import Case, random_inputs, torch_gru
 from published import packaged_file
 
-from gru_jax import GRUConfig, from_torch, init_params, pack_padded_sequence, pad_packed_sequence, quantized, stack
+from gru_jax import GRUConfig, from_torch, init_params, layers, pack_padded_sequence, pad_packed_sequence, quantized
 from gru_jax import gru as float_gru
 from gru_jax.quantize import quantize_activations
 from gru_jax.verify import judge
@@ -291,9 +291,9 @@ def test_jit_and_scan_give_the_same_numbers_as_a_plain_call():
 
 def test_a_plain_call_compiles_once():
     quantized.gru(QPARAMS, X)
-    compiled = stack._layers._cache_size()
+    compiled = layers._layers._cache_size()
     quantized.gru(QPARAMS, X)
-    assert stack._layers._cache_size() == compiled
+    assert layers._layers._cache_size() == compiled
 
 
 def test_int8_takes_a_quarter_of_the_bytes_and_float16_half():

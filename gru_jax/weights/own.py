@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gru_jax.params import check_params
 from gru_jax.weights import pytorch_original, trees
 from gru_jax.weights.found import Found, Tensor
+from gru_jax.weights.pytorch_names import torch_name
 
 
 def find(tensors: Mapping[str, Tensor]) -> trees.Search:
@@ -55,8 +56,4 @@ def _found(prefix: str, held: Mapping[str, Mapping[str, Tensor]]) -> Found:
 def _in_torch(cells: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The same numbers under the names and in the layout of a torch.nn.GRU."""
     turned = lambda tensor: Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
-    return {
-        f"{key.replace('kernel', 'weight')}_{cell}": turned(tensor)
-        for cell, keys in cells.items()
-        for key, tensor in keys.items()
-    }
+    return {torch_name(cell, key): turned(tensor) for cell, keys in cells.items() for key, tensor in keys.items()}

@@ -1,17 +1,8 @@
-"""PyTorch's nn.GRU and nn.GRUCell: their modules and state_dicts, to our parameters and back.
-
-    weight_ih_l{k}[_reverse]  (3H, I or D*H)     params["l{k}[_reverse]"]["kernel_ih"], transposed
-    weight_hh_l{k}[_reverse]  (3H, H)            ...["kernel_hh"], transposed
-    bias_ih_l{k}[_reverse]    (3H,)              ...["bias_ih"]
-    bias_hh_l{k}[_reverse]    (3H,)              ...["bias_hh"]
-
-A GRUCell's names have no _l{k}; it becomes the one layer "l0". The gates stand in the same order here and there.
-"""
+"""PyTorch's nn.GRU and nn.GRUCell: their modules and state_dicts, to our parameters and back."""
 
 import dataclasses
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gru_jax import _shapes
 from gru_jax.params import (
     CellParams,
     GRUConfig,
@@ -29,17 +19,13 @@ from gru_jax.params import (
     check_cell,
     check_params,
     param_shapes,
-    stack_shapes,
 )
 from gru_jax.weights import pytorch_original, reparametrized
 from gru_jax.weights.found import Found, Tensor
+from gru_jax.weights.pytorch_names import NAME, first_shape, gate_counts, other_kind, our_name, read_config, torch_name
 
-_NAME = re.compile(r"(?:weight|bias)_(?:ih|hh)(?:_l(?P<layer>[0-9]{1,6})(?P<reverse>_reverse)?)?")
 _PACKED = re.compile(r"(?P<prefix>(?:.+\.)?)(?:_all_weight_values\.[0-9]+\.param|_packed_weight_[ih]h)(?:\..*)?")
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
-_OTHERS = {1: "a plain RNN", 4: "an LSTM"}
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, dict[str, dict[str, jax.Array]]]:
@@ -74,11 +60,11 @@ def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, dict[str, dict
     state_dict, options = _state_dict(source, prefix)
     held = {str(key)[len(prefix) :]: value for key, value in state_dict.items() if str(key).startswith(prefix)}
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in held.items()}
-    if not any(_NAME.fullmatch(name) for name in shapes):
+    if not any(NAME.fullmatch(name) for name in shapes):
         nested = [key for key, value in state_dict.items() if isinstance(value, Mapping)]
         hint = f" It holds dicts, at {nested}: pass one of them, a state_dict." if nested else ""
         raise ValueError(f"from_torch: expected a GRU at prefix {prefix!r}, found none. {_prefixes(state_dict)}{hint}")
-    config = dataclasses.replace(_read_config("from_torch", prefix, shapes), **options)
+    config = dataclasses.replace(read_config("from_torch", prefix, shapes), **options)
 
     arrays = {name: _floats(f"{prefix}{name}", value) for name, value in held.items()}
     wide = [name for name, array in arrays.items() if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype]
@@ -90,7 +76,7 @@ def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, dict[str, dict
         )
     params: dict[str, dict[str, jax.Array]] = {}
     for name, array in arrays.items():
-        cell, key = _our_name(name)
+        cell, key = our_name(name)
         # jnp.array copies: training the PyTorch model further must not reach these parameters.
         params.setdefault(cell, {})[key] = jnp.array(array.T if array.ndim == 2 else array)
     return config, params
@@ -122,7 +108,7 @@ def to_torch(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
 def named_arrays(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
     """`to_torch` in the parameters' own dtypes: bfloat16 as ml_dtypes adds it to NumPy."""
     return {
-        _torch_name(cell, key): np.array(np.asarray(array).T, order="C")
+        torch_name(cell, key): np.array(np.asarray(array).T, order="C")
         for cell, ours in _cells(params).items()
         for key, array in ours.items()
     }
@@ -150,12 +136,12 @@ def find_grus(state_dict: Mapping[str, Any]) -> dict[str, GRUConfig]:
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, value in state_dict.items():
         prefix, dot, name = str(key).rpartition(".")
-        if _NAME.fullmatch(name) and hasattr(value, "shape"):
+        if NAME.fullmatch(name) and hasattr(value, "shape"):
             groups.setdefault(prefix + dot, {})[name] = tuple(value.shape)
     return {
-        prefix: _read_config("find_grus", prefix, shapes)
+        prefix: read_config("find_grus", prefix, shapes)
         for prefix, shapes in groups.items()
-        if 3 in _gate_counts(shapes)
+        if 3 in gate_counts(shapes)
     }
 
 
@@ -190,9 +176,9 @@ def _found(prefix: str, weights: Mapping[str, reparametrized.Parts]) -> Found:
     """Makes one GRU of the weights under a prefix, or raises ValueError."""
     whole = {weight: reparametrized.whole(weight, parts) for weight, parts in weights.items()}
     shapes = {weight: tensor.shape for weight, tensor in whole.items()}
-    if kind := _other_kind(shapes):
-        raise ValueError(f"{kind}, whose weight_hh has shape {_first(shapes, 'weight_hh')}, a GRU's has [3H, H].")
-    config = _read_config("find", prefix, shapes)
+    if kind := other_kind(shapes):
+        raise ValueError(f"{kind}, whose weight_hh has shape {first_shape(shapes, 'weight_hh')}, a GRU's has [3H, H].")
+    config = read_config("find", prefix, shapes)
     for weight, tensor in whole.items():
         if tensor.dtype not in _FLOATS:
             raise ValueError(f"{weight} is {tensor.dtype}: expected a floating dtype of at most 64 bits.")
@@ -235,65 +221,6 @@ def _state_dict(source: Any, prefix: str) -> tuple[Mapping[str, Any], dict[str, 
 
 def _prefixes(state_dict: Mapping[str, Any]) -> str:
     return f"Prefixes that hold one: {', '.join(map(repr, find_grus(state_dict))) or 'none'}."
-
-
-def _read_config(function: str, prefix: str, shapes: Shapes) -> GRUConfig:
-    """Reads the sizes off the names and shapes under one prefix, and checks that they make one GRU."""
-    if kind := _other_kind(shapes):
-        raise ValueError(
-            f"{function}: expected a GRU at prefix {prefix!r}, got {kind}: a GRU's weight_hh has shape [3H, H], "
-            f"this one's is {_first(shapes, 'weight_hh')}."
-        )
-    matches = [match for match in map(_NAME.fullmatch, shapes) if match]
-    layers = [int(match["layer"]) for match in matches if match["layer"]]
-    # Every tensor of a GRU has 3H rows; the majority says what H is, so that a single wrong one is named as such.
-    rows = Counter(shapes[match.string][0] for match in matches if shapes[match.string])
-    ih = shapes.get("weight_ih_l0" if layers else "weight_ih", ())
-    sizes: dict[str, Any] = {
-        "input_size": ih[1] if len(ih) == 2 else "I",
-        "hidden_size": rows.most_common(1)[0][0] // 3 if rows else 0,
-        "num_layers": min(max(layers, default=0), len(matches)) + 1,  # a forged l999999999 must not list as many keys
-        "bias": any(match.string.startswith("bias") for match in matches),
-        "bidirectional": any(match["reverse"] for match in matches),
-    }
-    expected = {
-        _torch_name(cell if layers else "", key): shape[::-1]
-        for cell, ours in stack_shapes(**sizes).items()
-        for key, shape in ours.items()
-    }
-    _shapes.check_keys(function, f"the state_dict at prefix {prefix!r}", expected, shapes)
-    return GRUConfig(**sizes)
-
-
-def _other_kind(shapes: Shapes) -> str:
-    """Returns what other recurrent layer these are the shapes of: "an LSTM", "a plain RNN" or none, ""."""
-    if "weight_hr_l0" in shapes:
-        return "an LSTM"
-    counts = _gate_counts(shapes)
-    return "" if 3 in counts else " and ".join(_OTHERS[gates] for gates in counts if gates in _OTHERS)
-
-
-def _gate_counts(shapes: Shapes) -> set[int | None]:
-    """Returns how many gates the hidden weights have: 3 in a GRU, 4 in an LSTM, 1 in a plain RNN, None in no RNN."""
-    hidden = [shape for name, shape in shapes.items() if _NAME.fullmatch(name) and name.startswith("weight_hh")]
-    return {
-        shape[0] // shape[1] if len(shape) == 2 and shape[1] and shape[0] % shape[1] == 0 else None for shape in hidden
-    }
-
-
-def _first(shapes: Shapes, start: str) -> list[int]:
-    return next((list(shape) for name, shape in shapes.items() if name.startswith(start)), [])
-
-
-def _torch_name(cell: str, key: str) -> str:
-    """("l0_reverse", "kernel_ih") -> "weight_ih_l0_reverse", ("", "kernel_ih") -> "weight_ih"."""
-    return key.replace("kernel", "weight") + (f"_{cell}" if cell else "")
-
-
-def _our_name(name: str) -> tuple[str, str]:
-    """The inverse: "weight_ih_l0_reverse" -> ("l0_reverse", "kernel_ih"), "weight_ih" -> ("l0", "kernel_ih")."""
-    kind, half, *cell = name.split("_", 2)
-    return cell[0] if cell else "l0", f"{kind}_{half}".replace("weight", "kernel")
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

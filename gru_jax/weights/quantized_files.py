@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gru_jax.params import GRUConfig
-from gru_jax.quantize import QuantizedParams, check_quantized
+from gru_jax.quantized_params import QuantizedParams, check_quantized
 from gru_jax.weights.safetensors import QUANTIZED_KEY, open_safetensors, plain, write
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gru_jax import _shapes
 from gru_jax.params import GRUConfig, cell_names
-from gru_jax.quantize import check_quantized
+from gru_jax.quantized_params import check_quantized
 
 _NAME = re.compile(r"(?P<prefix>(.*\.)?)(_all_weight_values\.(?P<index>[0-9]{1,6})\.param|_packed_weight_(ih|hh))")
 _KINDS = {f"torch.ao.nn.quantized.dynamic.modules.rnn.{name}" for name in ("GRU", "GRUCell")}
