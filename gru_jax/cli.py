@@ -26,8 +26,8 @@ from rich.table import Table
 
 from gru_jax.params import GRUConfig
 from gru_jax.verify import Comparison, compare
-from gru_jax.weights.checkpoint import choose, load, open_checkpoint
-from gru_jax.weights.found import Contents, require
+from gru_jax.weights.checkpoint import load, open_checkpoint
+from gru_jax.weights.found import Contents, choose, naming, require
 from gru_jax.weights.writers import FORMATS, format_of, write
 
 SHOWN = 12  # other things of a file that are listed before the rest is counted
@@ -94,7 +94,8 @@ def inspect(options: argparse.Namespace) -> int:
     console.print(table)
     _print_others(console, contents)
     if not contents.grus:
-        choose(options.file, contents, None)  # which says why
+        with naming(options.file):
+            choose(contents, None)  # which says why
     return 0
 
 
@@ -132,7 +133,8 @@ def verify(options: argparse.Namespace) -> int:
     x = None if options.inputs is None else _load_inputs(options.inputs)
     with _progress(f"Verifying {options.file.name}"):
         contents = open_checkpoint(options.file, dict(options.map))
-        _, found = choose(options.file, contents, options.prefix)
+        with naming(options.file):
+            _, found = choose(contents, options.prefix)
         comparison = compare(found, x)
     columns = ("dtype", "array", "gru_jax", found.framework, "allowed", "verdict")
     table = Table(*columns, title="Largest distance to the original in float64", box=box.SIMPLE, title_justify="left")

@@ -14,7 +14,7 @@ from gru_jax import stack
 from gru_jax.cell import gru_step
 from gru_jax.gradients import Remat
 from gru_jax.params import GRUConfig, cast, cell_shapes, check_declared, input_sizes, pytorch_uniform
-from gru_jax.quantized_linen import QuantizedGRU as QuantizedGRU
+from gru_jax.quantized.linen import QuantizedGRU as QuantizedGRU
 
 
 class GRUCell(nn.RNNCellBase):

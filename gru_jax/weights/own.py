@@ -1,20 +1,29 @@
-"""The trees of gru_jax itself under joined names: "encoder.rnn.l0.kernel_ih", or "cell.kernel_ih" for a single cell."""
+"""The parameters of gru_jax itself, found among a file's tensors.
 
+A file holds their arrays under joined names: "encoder.rnn.l0.kernel_ih", or "cell.kernel_ih" for a single cell. What
+`saving` writes holds one GRU, "l0.kernel_ih", with its config beside it.
+"""
+
+import dataclasses
 import functools
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gru_jax.params import check_params
-from gru_jax.weights import pytorch_original, trees
-from gru_jax.weights.found import Found, Tensor
-from gru_jax.weights.pytorch_names import torch_name
+from gru_jax.params import GRUConfig, check_params
+from gru_jax.weights import reference
+from gru_jax.weights.arrays import check_dtypes, to_jax
+from gru_jax.weights.found import Found, Search, Tensor, one_line
+from gru_jax.weights.pytorch.names import torch_name
+from gru_jax.weights.pytorch.original import run as run_torch
 
 
-def find(tensors: Mapping[str, Tensor]) -> trees.Search:
+def find(tensors: Mapping[str, Tensor]) -> Search:
     """Finds every GRUParams and CellParams. Their names don't tell reset_after, which keeps its default."""
     groups: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
@@ -31,14 +40,14 @@ def find(tensors: Mapping[str, Tensor]) -> trees.Search:
                 raise TypeError("its kernels are int8: quantized parameters, which quantized.load loads.")
             grus[prefix] = _found(prefix, cells)
         except (ValueError, TypeError) as error:
-            refused[prefix] = trees.one_line(error)
+            refused[prefix] = one_line(error)
     return grus, refused
 
 
 def _found(prefix: str, held: Mapping[str, Mapping[str, Tensor]]) -> Found:
     """Checks that the tensors under `prefix` make one GRU, by cell, where "" is a single one."""
     names = {f"{prefix}{cell}{'.' if cell else ''}{key}": t for cell, keys in held.items() for key, t in keys.items()}
-    trees.check_dtypes("gru_jax", names)
+    check_dtypes("gru_jax", names)
     cells = {"l0": held[""]} if list(held) == [""] else held
     abstract = lambda tensor: jax.ShapeDtypeStruct(tensor.shape, jnp.dtype(tensor.dtype))
     shapes: Any = {cell: {key: abstract(tensor) for key, tensor in keys.items()} for cell, keys in cells.items()}
@@ -46,8 +55,8 @@ def _found(prefix: str, held: Mapping[str, Mapping[str, Tensor]]) -> Found:
     read = lambda: {cell: {key: tensor.read() for key, tensor in keys.items()} for cell, keys in cells.items()}
     return Found(
         config,
-        read=lambda: trees.to_jax("gru_jax", read()),
-        original=functools.partial(pytorch_original.run, config, _in_torch(cells)),
+        read=lambda: to_jax("gru_jax", read()),
+        original=functools.partial(run_torch, config, _in_torch(cells)),
         framework="torch.nn.GRU",
         names=tuple(names),
     )
@@ -57,3 +66,42 @@ def _in_torch(cells: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The same numbers under the names and in the layout of a torch.nn.GRU."""
     turned = lambda tensor: Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
     return {torch_name(cell, key): turned(tensor) for cell, keys in cells.items() for key, tensor in keys.items()}
+
+
+def with_config(
+    tensors: Mapping[str, Tensor], found: dict[str, Found], refused: dict[str, str], declared: Any
+) -> Search:
+    """Gives the GRU of a file of `save` the config that stands beside it."""
+    try:
+        config = GRUConfig(**declared)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the config in its metadata is none of this version of gru_jax: {error}") from error
+    if found.keys() != {""}:
+        return {}, refused | {"": f"its metadata says {config}, but its tensors are not that GRU's."}
+    gru = found[""]
+    told = {name: getattr(config, name) for name in ("batch_first", "dropout", "reset_after")}
+    with warnings.catch_warnings(action="ignore"):  # of a dropout without effect: that has been said above
+        inferred = dataclasses.replace(gru.config, **told)
+    if inferred != config:
+        return {}, {"": f"its metadata says {config}, its tensors are those of {inferred}."}
+    gru = gru._replace(config=config)
+    if not config.reset_after:
+        original = functools.partial(_run_paper, {name: tensors[name] for name in gru.names})
+        gru = gru._replace(original=original, framework="NumPy formula (Cho et al. 2014)")
+    return {"": gru}, refused
+
+
+def _run_paper(
+    tensors: Mapping[str, Tensor], dtype: str, x: np.ndarray, h_0: np.ndarray, *cotangents: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Runs the formula that no other framework has over this package's layout."""
+    arguments = {"kernel_ih": "W", "kernel_hh": "R", "bias_ih": "b_W", "bias_hh": "b_R"}
+    cells: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        cell, _, key = name.partition(".")
+        array = tensor.read().astype(dtype).T
+        cells.setdefault(cell, {})[arguments[key]] = array.reshape(3, -1, *array.shape[1:])
+    for cell in cells.values():
+        zeros = np.zeros(cell["R"].shape[:2], dtype)
+        cell |= {key: cell.get(key, zeros) for key in ("b_W", "b_R")}
+    return reference.run(cells, x.astype(dtype), h_0.astype(dtype), reset_after=False)

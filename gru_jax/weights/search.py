@@ -1,32 +1,32 @@
 """Finds the GRUs of every convention among the tensors of a file."""
 
-import dataclasses
 import difflib
-import functools
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
+from gru_jax.weights import own
+from gru_jax.weights.found import Contents, Found, Tensor, Tensors, listed
+from gru_jax.weights.jax import equinox, flax, haiku
+from gru_jax.weights.pytorch import importer as pytorch
 
-from gru_jax.params import GRUConfig
-from gru_jax.weights import equinox, flax, haiku, own, pytorch, reference
-from gru_jax.weights.found import Contents, Found, Tensor
-
-_LISTED = 20
+_CONVENTIONS = (pytorch, flax, own, equinox, haiku)  # in which order their reasons to refuse are given
 
 
-def search(
-    path: Path, form: str, tensors: dict[str, Tensor], declared: Any, names: Mapping[str, str] | None
-) -> Contents:
-    """Finds the GRUs of every convention among tensors."""
-    tensors = _renamed(path, tensors, names or {})
+def search(held: Tensors, names: Mapping[str, str]) -> Contents:
+    """Finds the GRUs of every convention among the tensors of a file.
+
+    Args:
+      held: what a container gives.
+      names: other names for tensors, see `checkpoint.load`.
+
+    Raises:
+      ValueError: if `names` fit no tensor, or two of one name would come of them.
+    """
+    tensors = _renamed(held.by_name, names)
     claims: dict[str, list[Found]] = {}
     refused: dict[str, str] = {}
-    for find in (pytorch.find, flax.find, own.find, equinox.find, haiku.find):
-        grus, reasons = find(tensors)
+    for convention in _CONVENTIONS:
+        grus, reasons = convention.find(tensors)
         refused |= reasons
         for prefix, gru in grus.items():
             claims.setdefault(prefix, []).append(gru)
@@ -38,11 +38,11 @@ def search(
     for prefix in [prefix for prefix in claims if prefix not in found]:
         kinds = " and ".join(gru.framework for gru in claims[prefix])
         refused[prefix] = f"its names fit more than one convention ({kinds}), so what computes it is not known."
-    if declared is not None:
-        found, refused = _with_config(path, tensors, found, refused, declared)
+    if held.config is not None:
+        found, refused = own.with_config(tensors, found, refused, held.config)
     used = {name for gru in found.values() for name in gru.names}
     others = {name: f"{t.dtype} [{', '.join(map(str, t.shape))}]" for name, t in tensors.items() if name not in used}
-    return Contents(form, found, refused, others)
+    return Contents(held.format, found, refused, others)
 
 
 def _prefer_whole(claims: dict[str, list[Found]]) -> None:
@@ -55,57 +55,12 @@ def _prefer_whole(claims: dict[str, list[Found]]) -> None:
         claims[prefix] = [gru for gru, mine in zip(grus, names, strict=True) if not any(mine < all_ for all_ in names)]
 
 
-def _renamed(path: Path, tensors: dict[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+def _renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     for name in names.keys() - tensors.keys():
         near = difflib.get_close_matches(name, list(tensors), 5, 0.4) or list(tensors)
-        raise ValueError(f"{path}: no tensor {name!r} to give another name. The nearest: {listed(near)}.")
+        raise ValueError(f"no tensor {name!r} to give another name. The nearest: {listed(near)}.")
     counts = Counter(names.get(name, name) for name in tensors)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: two of its tensors would have the same name: {listed(twice)}.")
+        raise ValueError(f"two of its tensors would have the same name: {listed(twice)}.")
     return {names.get(name, name): tensor for name, tensor in tensors.items()}
-
-
-def _with_config(
-    path: Path, tensors: Mapping[str, Tensor], found: dict[str, Found], refused: dict[str, str], declared: Any
-) -> tuple[dict[str, Found], dict[str, str]]:
-    """Gives the GRU of a file of `save` the config that stands beside it."""
-    try:
-        config = GRUConfig(**declared)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the config in its metadata is none of this version of gru_jax: {error}") from error
-    if found.keys() != {""}:
-        return {}, refused | {"": f"its metadata says {config}, but its tensors are not that GRU's."}
-    gru = found[""]
-    told = {name: getattr(config, name) for name in ("batch_first", "dropout", "reset_after")}
-    with warnings.catch_warnings(action="ignore"):  # of a dropout without effect: that has been said above
-        inferred = dataclasses.replace(gru.config, **told)
-    if inferred != config:
-        return {}, {"": f"its metadata says {config}, its tensors are those of {inferred}."}
-    gru = gru._replace(config=config)
-    if not config.reset_after:
-        original = functools.partial(_run_paper, {name: tensors[name] for name in gru.names})
-        gru = gru._replace(original=original, framework="NumPy formula (Cho et al. 2014)")
-    return {"": gru}, refused
-
-
-def _run_paper(
-    tensors: Mapping[str, Tensor], dtype: str, x: np.ndarray, h_0: np.ndarray, *cotangents: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Runs the formula that no other framework has over this package's layout."""
-    arguments = {"kernel_ih": "W", "kernel_hh": "R", "bias_ih": "b_W", "bias_hh": "b_R"}
-    cells: dict[str, dict[str, np.ndarray]] = {}
-    for name, tensor in tensors.items():
-        cell, _, key = name.partition(".")
-        array = tensor.read().astype(dtype).T
-        cells.setdefault(cell, {})[arguments[key]] = array.reshape(3, -1, *array.shape[1:])
-    for cell in cells.values():
-        zeros = np.zeros(cell["R"].shape[:2], dtype)
-        cell |= {key: cell.get(key, zeros) for key in ("b_W", "b_R")}
-    return reference.run(cells, x.astype(dtype), h_0.astype(dtype), reset_after=False)
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names, the first of them where they are many."""
-    shown = list(map(repr, names))
-    return ", ".join(shown[:_LISTED]) + (f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else "")

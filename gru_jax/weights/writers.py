@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gru_jax.params import GRUConfig, GRUParams
-from gru_jax.weights import arrays, flax, keras, onnx_export, safetensors, torch_files
+from gru_jax.weights import saving
+from gru_jax.weights.jax.flax import save_linen, save_nnx
+from gru_jax.weights.keras.exporter import save_keras
+from gru_jax.weights.onnx.exporter import save_onnx
+from gru_jax.weights.pytorch.exporter import save as save_torch
 from gru_jax.weights.replacing import replacing
 
 
@@ -24,14 +28,14 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "safetensors": Format("Flax parameters, safetensors", (".safetensors",), safetensors.save),
-    "msgpack": Format("Flax parameters, msgpack", (".msgpack",), arrays.save_msgpack),
-    "orbax": Format("Flax parameters, an Orbax folder", ("",), arrays.save_orbax),
-    "torch": Format("a state_dict of torch.nn.GRU", (".pt", ".pth", ".bin", ".ckpt"), torch_files.save),
-    "onnx": Format("an ONNX model", (".onnx",), onnx_export.save_onnx),
-    "keras": Format("a Keras model", (".keras",), keras.save_keras),
-    "flax": Format("flax.linen.GRUCell parameters, msgpack", (), flax.save_linen),
-    "nnx": Format("flax.nnx.GRUCell parameters, msgpack", (), flax.save_nnx),
+    "safetensors": Format("Flax parameters, safetensors", (".safetensors",), saving.save),
+    "msgpack": Format("Flax parameters, msgpack", (".msgpack",), saving.save_msgpack),
+    "orbax": Format("Flax parameters, an Orbax folder", ("",), saving.save_orbax),
+    "torch": Format("a state_dict of torch.nn.GRU", (".pt", ".pth", ".bin", ".ckpt"), save_torch),
+    "onnx": Format("an ONNX model", (".onnx",), save_onnx),
+    "keras": Format("a Keras model", (".keras",), save_keras),
+    "flax": Format("flax.linen.GRUCell parameters, msgpack", (), save_linen),
+    "nnx": Format("flax.nnx.GRUCell parameters, msgpack", (), save_nnx),
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from gru_jax import to_torch
 from gru_jax.verify import Comparison, compare
 from gru_jax.weights.checkpoint import open_checkpoint
-from gru_jax.weights.torch_files import save_torch
+from gru_jax.weights.containers.pytorch import save_torch
 from training.data import Word, spelled
 from training.model import Speller, parameters
 

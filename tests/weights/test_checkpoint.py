@@ -19,10 +19,10 @@ from published import packaged_file
 from gru_jax import GRUConfig, from_torch, gru, init_params
 from gru_jax.verify import judge
 from gru_jax.weights import found, onnx
-from gru_jax.weights.arrays import save_msgpack, save_orbax
+from gru_jax.weights.containers.arrays import save_msgpack, save_orbax
 from gru_jax.weights.checkpoint import choose, load, not_finite, open_checkpoint
 from gru_jax.weights.found import Contents
-from gru_jax.weights.safetensors import save
+from gru_jax.weights.containers.safetensors import save
 
 STACK = GRUConfig(5, 4, num_layers=2, bidirectional=True)
 BEFORE = GRUConfig(5, 4, num_layers=2, bidirectional=True, batch_first=True, reset_after=False)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import gru_jax
 from gru_jax import GRUConfig, init_params
 from gru_jax.weights.checkpoint import open_checkpoint
-from gru_jax.weights.onnx_export import to_onnx
+from gru_jax.weights.onnx.exporter import to_onnx
 from gru_jax.weights.writers import write
 
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -1,0 +1,1 @@
+"""Files of named tensors, one kind a module: `open_*` gives the tensors, not read yet."""

@@ -1,0 +1,69 @@
+"""Zips that are hostile or damaged: every claim is checked before anything is taken out.
+
+zipfile lets struct.error, zlib.error, OverflowError and more through where a zip is damaged: all become ValueError.
+"""
+
+import zipfile
+from pathlib import Path
+
+BOMB_RATIO, BOMB_BYTES = 100, 100_000_000
+
+
+def refuse_bomb(claimed: int, held: int, *, what: str = "the file", limit: int = BOMB_BYTES) -> None:
+    """Raises ValueError where `held` bytes claim to unpack to more than `limit` and more than a hundred times as many.
+
+    No weights shrink to a hundredth: such a file is made to fill the memory of whoever opens it.
+    """
+    if claimed > max(limit, BOMB_RATIO * held):
+        raise ValueError(
+            f"not opened: {what} has {held:,} bytes and claims to unpack to {claimed:,}, as a zip bomb does."
+        )
+
+
+def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Returns a zip's entries, once their claims are checked against the size of the file and one another."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except Exception as error:
+        raise ValueError(f"damaged zip: {type(error).__name__}: {error}") from error
+    end = path.stat().st_size
+    for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
+        if info.header_offset < 0 or info.header_offset + info.compress_size > end:
+            raise ValueError(f"damaged zip: {info.filename} reaches into the next entry or beyond the file.")
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+            raise ValueError(f"damaged zip: {info.filename} is not compressed, but claims another size.")
+        end = info.header_offset
+        refuse_bomb(info.file_size, info.compress_size, what=info.filename)
+    by_name = {info.filename: info for info in infos}
+    if len(by_name) != len(infos):
+        raise ValueError("damaged zip: it has two entries of one name.")
+    return by_name
+
+
+def read(path: Path, name: str) -> bytes:
+    """Returns an entry of a zip. zipfile checks its CRC."""
+    try:
+        with _unchecked_where_unwritten(zipfile.ZipFile(path)) as archive:
+            return archive.read(name)
+    except Exception as error:
+        raise ValueError(f"damaged zip: {error}") from error
+
+
+def _unchecked_where_unwritten(archive: zipfile.ZipFile) -> zipfile.ZipFile:
+    """After torch.serialization.set_crc32_options(False) every CRC is 0; zipfile skips an entry that has none."""
+    for info in archive.infolist():
+        if not info.CRC:
+            del info.CRC
+    return archive
+
+
+def check_crcs(path: Path) -> None:
+    """Raises ValueError if a byte of the zip has changed since it was written: torch.load itself would not notice."""
+    try:
+        with _unchecked_where_unwritten(zipfile.ZipFile(path)) as archive:
+            broken = archive.testzip()
+    except Exception as error:
+        raise ValueError(f"damaged zip: {error}") from error
+    if broken is not None:
+        raise ValueError(f"damaged zip: the CRC of {broken} does not match.")
