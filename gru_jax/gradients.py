@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 
 from gru_jax import _shapes
-from gru_jax.cell import gates, input_gates, new_state
+from gru_jax.cell import Gates, gates, input_gates, new_state
 from gru_jax.params import CellParams
 from gru_jax.scan import Marks, scan_blocks, scan_time
 from gru_jax.strategy import choose
@@ -105,14 +105,18 @@ def _scan(how: How, params: CellParams, x: jax.Array, h_0: jax.Array, marks: Mar
 
 def _scan_gates(how, params, x, h_0, marks, *, keep):
     """The scan of one step; where told to keep them, the gates of every step are stored."""
-    hoist = choose(x, h_0).hoist  # Asked here, where x may be one block of the sequence.
+    strategy = choose(x, h_0)  # Asked here, where x may be one block of the sequence.
+
+    def input_gates_of(at_t: Any) -> Gates:
+        if not strategy.hoist:
+            return input_gates(params, at_t, how.precision)
+        return jax.lax.optimization_barrier(at_t) if strategy.barrier else at_t
 
     def advance(h: jax.Array, at_t: Any) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
-        igates = at_t if hoist else input_gates(params, at_t, how.precision)
-        r, z, n, scaled = gates(params, h, igates, reset_after=how.reset_after, precision=how.precision)
+        r, z, n, scaled = gates(params, h, input_gates_of(at_t), reset_after=how.reset_after, precision=how.precision)
         return new_state(h, z, n), (r, z, n, scaled) if keep else None
 
-    inputs = input_gates(params, x, how.precision) if hoist else x
+    inputs = input_gates(params, x, how.precision) if strategy.hoist else x
     return scan_time(advance, h_0, inputs, marks, unroll=how.unroll)
 
 

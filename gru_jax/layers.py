@@ -104,7 +104,7 @@ def _layers(
     directions = [scan, _backward(scan)] if bidirectional else [scan]
     # A scan must begin as it goes on: with zeros sharded as x is, and under shard_map with arrays that vary alike.
     # Where parameters vary before the scan, not in each step, their gradient is summed over the mesh only once.
-    h_0 = h_0 + jnp.zeros_like(x.sum(axis=(0, -1)))[..., None]
+    h_0 = h_0 + _zero_like(x.sum(axis=(0, -1)))[..., None]
     params, x, h_0 = _vary_alike((params, x, h_0))
     mask = None
     resets = None if resets is None else resets[..., None]
@@ -128,10 +128,18 @@ def _layers(
 def _vary_alike(arrays: Any) -> Any:
     """The same arrays, under shard_map varying over every axis of the mesh that one of them varies over.
 
-    They get it from a zero of them all, which costs nothing: no compiled program has it.
+    Each gets it by adding a zero that was made of all of them.
     """
-    zero = sum(jnp.zeros_like(a.sum(), jnp.float32) for a in jax.tree.leaves(arrays))
+    zero = sum(_zero_like(a.sum()) for a in jax.tree.leaves(arrays))
     return jax.tree.map(lambda a: a + jnp.asarray(zero, a.dtype), arrays)
+
+
+def _zero_like(array: jax.Array) -> jax.Array:
+    """Zeros that are sharded as `array` is and vary over the mesh as it does; XLA makes a constant of them.
+
+    `jnp.zeros_like` is no help: since JAX 0.12 its result is not sharded.
+    """
+    return jnp.where(False, jax.lax.stop_gradient(array), 0)
 
 
 def _backward(scan: Scan) -> Scan:

@@ -15,7 +15,7 @@ def chosen(steps, batch, input_size, hidden_size):
     return choose(shape(steps, *batch, input_size), shape(*batch, hidden_size))
 
 
-STORED = Strategy(hoist=False, recompute=False, remat=False)
+STORED = Strategy(hoist=False, barrier=False, recompute=False, remat=False)
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (8,), (2, 4)])

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from exchanges import close, collectives, compiled, exchanged, forward, inputs, loss, mesh_of, put, shapes_of
+from eight_devices.exchanges import close, collectives, compiled, exchanged, forward, inputs, loss, mesh_of, put, shapes_of
 from jax.sharding import AxisType
 
 from gru_jax import GRUConfig, gru, init_params
@@ -108,7 +108,7 @@ def test_under_shard_map_each_device_runs_a_gru_of_its_own_on_the_same_input():
 
 def test_the_sizes_above_take_every_way():
     ways = {size: choose(jnp.empty((steps, n, i)), jnp.empty((n, h))) for size, (steps, n, i, h) in SIZES.items()}
-    stored = Strategy(hoist=False, recompute=False, remat=False)
+    stored = Strategy(hoist=False, barrier=False, recompute=False, remat=False)
     assert ways == {
         "short": stored._replace(hoist=True),
         "hoisted": stored._replace(hoist=True),

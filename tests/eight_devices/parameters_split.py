@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from exchanges import close, collectives, compiled, exchanged, inputs, loss, mesh_of, put, shapes_of
+from eight_devices.exchanges import close, collectives, compiled, exchanged, inputs, loss, mesh_of, put, shapes_of
 from flax import nnx
 from jax.sharding import NamedSharding
 
