@@ -112,8 +112,8 @@ def affine_in_blocks(x: jax.Array, params: CellParams, half: str, precision: Pre
     whole = count * size
     split = any(axis is not None for axis in jax.typeof(x).sharding.spec)
     blocks = x[:whole].reshape(count, *((size, *x.shape[1:-1]) if split else (size * rows,)), -1)
-    # The factor 1, which XLA drops, is for JAX 0.12: its transpose of a loop forgets on which mesh an array from outside
-    # the loop lies, and a product then can't tell how to sum that array's gradient over the devices.
+    # XLA drops the factor 1. JAX 0.12 needs it: when it transposes a loop, it forgets the mesh of an array that comes
+    # from outside the loop, and then can't tell how the gradient of that array is summed over the devices.
     head = jax.lax.map(lambda block: _product(block, 1 * kernel, precision), blocks)
     rest = _product(x[whole:], kernel, precision)
     product = jnp.concatenate([head.reshape(*x[:whole].shape[:-1], -1), rest])

@@ -11,104 +11,114 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "gru_jax"
-FLOORS = [
-    {"_shapes"},
-    {"params", "sequences"},
-    {"cell"},
-    {"scan", "strategy", "tangent", "quantize"},
-    {"gradients", "layers", "quantized_params"},
-    {"stack"},
-    # weights/, from what all formats share, by what their files are made of, to the GRUs in them.
-    {
-        f"weights.{name}"
-        for name in (
-            "found",
-            "gate_order",
-            "reference",
-            "signatures",
-            "zips",
-            "replacing",
-            "keras_config",
-            "pytorch_names",
-        )
-    },
-    {
-        *(f"weights.{name}" for name in ("pytorch_original", "reparametrized", "torchscript", "quantized_pytorch")),
-        *(f"weights.{name}" for name in ("trees", "keras_hdf5", "keras_live", "onnx_file", "safetensors")),
-    },
-    {f"weights.{name}" for name in ("flax_cells", "keras_files", "onnx_graph", "arrays", "quantized_files")},
-    {"weights.bundles", "weights.onnx_layers", "quantized"},
-    {"weights.onnx_original", "quantized_linen", "quantized_nnx"},
-    {"linen", "nnx"},
-    {
-        *(f"weights.{name}" for name in ("pytorch", "flax", "own", "equinox", "haiku", "keras")),
-        *(f"weights.{name}" for name in ("onnx", "onnx_export")),
-    },
-    # Any file: its tensors, the GRUs among them, and the way out.
-    {"weights.torch_files", "weights.search"},
-    {"weights.checkpoint", "weights.writers"},
-    {"verify"},
-    {"cli"},
-    {"__main__"},
-]
-# Modules that are tested through what stands on them.
+# The floors of each folder, the ground floor first. Where two modules part, at the folder that holds them both, the one
+# that imports stands on a higher floor of that folder than the one that it imports.
+FLOORS = {
+    "": [
+        {"_shapes"},
+        {"params", "sequences"},
+        {"cell"},
+        {"scan", "strategy", "tangent"},
+        {"gradients", "layers"},
+        {"stack"},
+        {"weights"},
+        {"quantized"},
+        {"linen", "nnx"},
+        {"verify"},
+        {"cli"},
+        {"__main__"},
+    ],
+    "quantized": [{"numbers"}, {"params"}, {"files", "gru", "pytorch"}, {"linen", "nnx"}],
+    "weights": [
+        {"declared", "found", "gate_order", "reference", "replacing"},
+        {"arrays"},
+        {"containers"},
+        {"jax", "keras", "onnx", "pytorch", "saving"},
+        {"own", "writers"},
+        {"search"},
+        {"files"},
+        {"archives"},
+        {"checkpoint"},
+    ],
+    "weights.containers": [
+        {"signatures", "torchscript", "zips"},
+        {"bundles", "msgpack", "npz", "orbax", "pytorch", "safetensors"},
+        {"index"},
+    ],
+    "weights.jax": [{"trees"}, {"equinox", "flax_cells", "haiku"}, {"flax"}],
+    "weights.keras": [{"config", "hdf5"}, {"files", "live"}, {"exporter", "importer"}],
+    "weights.onnx": [{"file"}, {"graph"}, {"layers"}, {"original"}, {"exporter", "importer"}],
+    "weights.pytorch": [{"names", "parametrizations"}, {"original"}, {"exporter", "importer"}],
+}
+# Modules that are tested through another, which stands on them.
 SEEN_THROUGH = {
     "_shapes": "stack",
     "__main__": "cli",
     "layers": "stack",
-    "quantized_params": "quantized",
     "tangent": "gradients",
-    "found": "checkpoint",
-    "gate_order": "onnx",
-    "reference": "onnx_original",
-    "trees": "flax",
-    "flax_cells": "flax",
-    "replacing": "writers",
-    "pytorch_names": "pytorch",
-    "keras_config": "keras",
-    "keras_live": "keras",
-    "keras_hdf5": "keras_files",
+    "quantized.params": "quantized.gru",
 }
 OPTIONAL = {"torch", "onnx", "onnxruntime", "keras", "h5py", "safetensors", "tensorflow", "equinox", "haiku"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+FACES = sorted(PACKAGE.rglob("__init__.py"))
 
 
 def name_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def floor_of(module):
-    return next(floor for floor, modules in enumerate(FLOORS) if module in modules)
+def is_module(name):
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def imports_of(path):
-    """The modules of this package that a file imports, and the names of the other packages."""
-    ours, others = set(), set()
+    """The modules of this package that a file imports."""
+    ours = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            inside = node.module in ("gru_jax", "gru_jax.weights")
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if inside else [node.module]
-        for name in names:
-            package, _, module = name.partition(".")
-            if package == "gru_jax":
-                ours.add(module)
-            else:
-                others.add(package)
-    return ours, others
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in (name.removeprefix("gru_jax.") for name in names if name.startswith("gru_jax.")):
+            ours.add(name if is_module(name) else name.rpartition(".")[0])
+    return ours - {""}
+
+
+def where_they_part(one, other):
+    """The folder that holds two modules, and the names in it of the file or the folder where each of them is."""
+    one, other = one.split("."), other.split(".")
+    depth = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    assert depth is not None, f"{'.'.join(one)} imports the folder that it is in"
+    return ".".join(one[:depth]), one[depth], other[depth]
 
 
 def test_every_module_has_a_floor_and_every_floor_its_modules():
-    assert {name_of(path) for path in MODULES} == set().union(*FLOORS)
+    for folder, floors in FLOORS.items():
+        place = PACKAGE.joinpath(*folder.split(".")) if folder else PACKAGE
+        held = {child.stem for child in place.iterdir() if child.suffix == ".py" or (child / "__init__.py").exists()}
+        assert held - {"__init__"} == set().union(*floors), folder
+    assert {name_of(face.parent) if face.parent != PACKAGE else "" for face in FACES} == set(FLOORS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_imports_lower_floors_only(path):
-    above = {module for module in imports_of(path)[0] if floor_of(module) >= floor_of(name_of(path))}
-    assert not above, f"{name_of(path)} on floor {floor_of(name_of(path))} imports {above}"
+    for imported in imports_of(path):
+        folder, mine, other = where_they_part(name_of(path), imported)
+        height = lambda name, floors=FLOORS[folder]: next(i for i, floor in enumerate(floors) if name in floor)
+        assert height(mine) > height(other), f"{name_of(path)} imports {imported}, which stands no lower"
+
+
+@pytest.mark.parametrize("path", FACES, ids=name_of)
+def test_a_folders_face_only_hands_names_on(path):
+    docstring, *rest = ast.parse(path.read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    kinds = ast.Import | ast.ImportFrom | ast.Assign
+    assert all(isinstance(node, kinds) for node in rest)
+    assert [node.targets[0].id for node in rest if isinstance(node, ast.Assign)] == ["__all__"] * bool(rest)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -126,26 +136,34 @@ def test_importing_gru_jax_loads_no_optional_package():
 
 def test_every_module_has_its_test_file():
     for path in MODULES:
-        folder = ROOT / "tests" / path.parent.relative_to(PACKAGE)
-        assert (folder / f"test_{SEEN_THROUGH.get(path.stem, path.stem)}.py").exists(), path
+        *folders, name = SEEN_THROUGH.get(name_of(path), name_of(path)).split(".")
+        assert ROOT.joinpath("tests", *folders, f"test_{name}.py").exists(), path
 
 
 def test_the_public_names_are_those_of_the_documentation():
     import gru_jax
 
-    names = {name for name in vars(gru_jax) if not name.startswith("_")}
-    assert names >= {
+    assert set(gru_jax.__all__) == {
         *("GRUConfig", "init_params", "infer_config", "gru_step", "gru", "stacked_step"),
         *("PackedSequence", "pack_padded_sequence", "pad_packed_sequence"),
-        *("from_torch", "to_torch", "find_grus", "load", "save", "linen", "nnx", "quantized"),
+        *("from_torch", "to_torch", "find_grus", "load", "save", "quantized"),
     }
-    for name in names:
+    for name in gru_jax.__all__:
         public = getattr(gru_jax, name)
         if callable(public):
             assert public.__doc__, name
             assert ">>>" in public.__doc__, f"{name} has no example"
 
 
+def test_a_star_import_leaves_flaxs_linen_and_nnx_alone():
+    names = {}
+    exec("from flax import linen, nnx\nfrom gru_jax import *", names)
+    assert names["linen"].__name__ == "flax.linen"
+    assert names["nnx"].__name__ == "flax.nnx"
+    assert names["gru"].__module__ == "gru_jax.stack"
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_installs(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]

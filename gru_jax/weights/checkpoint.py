@@ -8,9 +8,9 @@ from pathlib import Path
 from gru_jax.params import GRUConfig
 from gru_jax.weights.archives import open_archive
 from gru_jax.weights.arrays import not_finite
-from gru_jax.weights.containers.signatures import ARCHIVES, FORMATS, kind_of
+from gru_jax.weights.containers.signatures import ARCHIVES, identify
 from gru_jax.weights.files import open_file
-from gru_jax.weights.found import Contents, Params, choose, listed, naming, with_names
+from gru_jax.weights.found import Contents, Params, choose, naming, with_names
 
 
 def load(
@@ -61,38 +61,8 @@ def load(
 
 def open_checkpoint(path: str | os.PathLike[str], names: Mapping[str, str] | None = None) -> Contents:
     """Opens a file or folder of weights. The arguments and errors are those of `load`; tensors are not read yet."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder.")
-    with naming(path):
-        path = _meant(path)
-    with naming(path):
-        kind = kind_of(path)
-        if kind is None:
-            raise ValueError(f"of no known format. Known are {FORMATS}.")
-        contents = (open_archive if kind in ARCHIVES else open_file)(path, kind, names)
-    return with_names(path, contents)
-
-
-def _meant(path: Path) -> Path:
-    """Returns the path; or of a folder that is no checkpoint itself, the index of files or the one file in it."""
-    if path.is_file() or (path.is_dir() and kind_of(path)):
-        return path
-    if not path.is_dir():
-        raise ValueError("neither a file nor a folder.")
-    inside = sorted(child for child in path.iterdir() if not child.name.startswith("."))
-    files = [child for child in inside if child.name.endswith(".index.json")]
-    files = files or [child for child in inside if _is_known(child)]
-    if len(files) == 1:
-        return files[0]
-    held = [f"{child.name}/" if child.is_dir() else child.name for child in files or inside]
-    which = "Name one of them." if files else f"Known are {FORMATS}."
-    raise ValueError(f"expected one file of weights in this folder, found {listed(held) or 'nothing'}. {which}")
-
-
-def _is_known(path: Path) -> bool:
-    """Whether something in a folder is of a known kind; of JSON files, only an index by its name is."""
-    try:
-        return (path.is_dir() or path.is_file()) and kind_of(path) not in (None, "index")
-    except ValueError:
-        return False
+    with naming(os.fspath(path)):
+        file, kind = identify(Path(path))
+    with naming(file):
+        contents = open_archive(file, kind, names) if kind in ARCHIVES else open_file(file, kind, names)
+    return with_names(file, contents)

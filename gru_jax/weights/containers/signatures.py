@@ -6,6 +6,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from gru_jax.weights.found import listed
+
 FORMATS = (
     "PyTorch, safetensors, ONNX, Keras (.keras, .h5), NumPy (.npz), Flax (msgpack), Orbax (a folder), and a .tar, "
     ".tar.gz or .zip around them"
@@ -35,6 +37,40 @@ _PICKLE = (
     "torch.save(model.state_dict(), ...) or numpy.savez."
 )
 _TENSORFLOW = "a TensorFlow SavedModel or checkpoint. Write the model as .keras: keras.Model.save."
+
+
+def identify(path: Path) -> tuple[Path, str]:
+    """Returns the path and its kind; or of a folder that is no checkpoint itself, the one file of weights in it.
+
+    Raises:
+      FileNotFoundError: if there is nothing at the path.
+      ValueError: if it is of no known kind, or a folder that holds no file of weights, or several.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError("neither a file nor a folder.")
+    kind = kind_of(path)
+    if kind:
+        return path, kind
+    if path.is_file():
+        raise ValueError(f"of no known format. Known are {FORMATS}.")
+    inside = sorted(child for child in path.iterdir() if not child.name.startswith("."))
+    files = [child for child in inside if child.name.endswith(".index.json")]
+    files = files or [child for child in inside if _is_known(child)]
+    if len(files) == 1:
+        return files[0], kind_of(files[0]) or "index"
+    held = [f"{child.name}/" if child.is_dir() else child.name for child in files or inside]
+    which = "Name one of them." if files else f"Known are {FORMATS}."
+    raise ValueError(f"expected one file of weights in this folder, found {listed(held) or 'nothing'}. {which}")
+
+
+def _is_known(path: Path) -> bool:
+    """Whether something in a folder is a file of weights; a JSON file is not, since few are an index."""
+    try:
+        return (path.is_dir() or path.is_file()) and kind_of(path) not in (None, "index")
+    except ValueError:
+        return False
 
 
 def kind_of(path: Path) -> str | None:
