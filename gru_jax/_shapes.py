@@ -4,8 +4,8 @@
     I   input_size, features of x       H   hidden_size, features of h
     D   directions: 2 if bidirectional, else 1
 
-Every check reads static facts alone (shapes, dtypes, Python numbers), so it costs nothing in compiled code. The one
-exception is the values of lengths, which are checked where they are known: not inside `jit`.
+The checks read only what is known before anything runs: shapes, dtypes and Python numbers. So they cost nothing in
+compiled code. The values of lengths are checked too, but only where they are known, which they are not inside `jit`.
 
 A message reads `{function}: expected {name} of shape {symbols} = {numbers}, got {actual}. {cause or fix}`.
 """
@@ -112,7 +112,7 @@ def check_positive(function: str, **sizes: Any) -> None:
 
 
 def check_flags(function: str, **flags: Any) -> None:
-    """Raises TypeError unless each of `flags` is a bool: it is easy to be one positional argument off."""
+    """Raises TypeError unless each of `flags` is a bool; this also catches positional arguments that slipped by one."""
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{function}: expected {name} to be a bool, got {type(flag).__name__}.")

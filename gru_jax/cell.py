@@ -70,9 +70,9 @@ def step(params: CellParams, h: jax.Array, x: jax.Array, *, reset_after: bool, p
 
 
 def input_gates(params: CellParams, x: jax.Array, precision: PrecisionLike) -> Gates:
-    """The half of r, z and n that does not wait for the state: W_i x + b_i, each [..., H].
+    """The part of r, z and n that does not depend on the state: W_i x + b_i, each [..., H].
 
-    Three arrays, since a loop that slices one array [L, N, 3H] and then splits it runs twice as long.
+    It is three arrays, because a loop that slices one array [L, N, 3H] and then splits it takes twice as long.
     """
     r, z, n = jnp.split(_affine(x, params["kernel_ih"], params.get("bias_ih"), precision), 3, axis=-1)
     return r, z, n
@@ -81,7 +81,7 @@ def input_gates(params: CellParams, x: jax.Array, precision: PrecisionLike) -> G
 def gates(
     params: CellParams, h: jax.Array, igates: Gates, *, reset_after: bool, precision: PrecisionLike
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Returns r, z, n and what r scales: W_hn h + b_hn where it acts after the product, h where it acts before."""
+    """Returns r, z, n and the array that r multiplies: W_hn h + b_hn with `reset_after`, else h."""
     form = _reset_after if reset_after else _reset_before
     return form(params, h, igates, precision)
 

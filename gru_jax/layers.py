@@ -1,4 +1,4 @@
-"""Any scan over one layer, composed over layers and directions, behind the checks and the layouts that users see."""
+"""Composes a scan over one layer into layers and directions, with the arguments that users give and their checks."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 from gru_jax import _shapes
 from gru_jax.params import CellParams, GRUConfig, cell_names
-from gru_jax.scan import Marks
+from gru_jax.scan import Masks
 from gru_jax.sequences import PackedSequence, length_mask, pad_packed_sequence, repack
 
 Sequence = TypeVar("Sequence", jax.Array, PackedSequence)
-Scan = Callable[[CellParams, jax.Array, jax.Array, Marks], tuple[jax.Array, jax.Array]]
+Scan = Callable[[CellParams, jax.Array, jax.Array, Masks], tuple[jax.Array, jax.Array]]
 
 
 def compose(
@@ -32,11 +32,25 @@ def compose(
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> tuple[Sequence, jax.Array]:
-    """Layers and directions of any `scan` over one layer: `gru` with the float one, `quantized.gru` with its own.
+    """Runs a stack of layers, given the `scan` of one layer: `gru` gives the float one, `quantized.gru` its own.
 
-    `function` is named in the errors; `scan` must be the same object from call to call; `dtype` is what all is
-    computed in, the promoted one by default.
+    Args:
+      function: the public function that is called, for its error messages.
+      scan: one layer and direction, (params, x, h_0, masks) -> (states, h_n). It must be the same object from call to
+        call, since what is compiled is kept by it.
+      config: the sizes of `params`.
+      params: what `scan` takes, by cell: "l0", "l0_reverse", ...
+      x: as in `gru`, like all further arguments but one.
+      h_0: as in `gru`.
+      seq_lengths: as in `gru`.
+      batch_first: as in `gru`.
+      resets: as in `gru`.
+      dtype: what x and h_0 are cast to; by default the dtype that they and the params promote to.
+      dropout: as in `gru`.
+      dropout_key: as in `gru`.
     """
+    options = {"dtype": dtype, "dropout": dropout, "dropout_key": dropout_key}
+    run = functools.partial(_run_padded, function, scan, config, params, **options)
     if isinstance(x, PackedSequence):
         if seq_lengths is not None:
             raise ValueError(
@@ -44,31 +58,47 @@ def compose(
             )
         if resets is not None:
             raise ValueError(f"{function}: expected no resets beside a PackedSequence. Give padded x and seq_lengths.")
-        dense, seq_lengths = pad_packed_sequence(x)
-        batch_first = False
-    else:
-        dense = x
-    _shapes.check_input(function, dense, config.input_size, batch_first=batch_first)
-    batch_first = batch_first and dense.ndim == 3
-    dense = jnp.swapaxes(dense, 0, 1) if batch_first else jnp.asarray(dense)
+        padded, lengths = pad_packed_sequence(x)
+        output, h_n = run(padded, h_0, seq_lengths=lengths, batch_first=False, resets=None)
+        return repack(x, output), h_n
+    return run(x, h_0, seq_lengths=seq_lengths, batch_first=batch_first, resets=resets)
 
-    steps, *batch, _ = dense.shape
+
+def _run_padded(
+    function: str,
+    scan: Scan,
+    config: GRUConfig,
+    params: Mapping[str, Mapping[str, jax.Array]],
+    x: jax.Array,
+    h_0: jax.Array | None,
+    *,
+    seq_lengths: ArrayLike | None,
+    batch_first: bool,
+    resets: jax.Array | None,
+    dtype: DTypeLike | None,
+    dropout: float,
+    dropout_key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`compose` of a padded batch: checks the arguments and puts the time axis first."""
+    _shapes.check_input(function, x, config.input_size, batch_first=batch_first)
+    batch_first = batch_first and x.ndim == 3
+    time_major = jnp.swapaxes(x, 0, 1) if batch_first else jnp.asarray(x)
+    steps, *batch, _ = time_major.shape
     state_shape = (config.num_layers * config.num_directions, *batch, config.hidden_size)
     if h_0 is None:
-        h_0 = jnp.zeros(state_shape, dense.dtype)
+        h_0 = jnp.zeros(state_shape, time_major.dtype)
     _shapes.check_array(function, "h_0", h_0)
     symbols = "num_layers*D, N, H" if batch else "num_layers*D, H"
     _shapes.check_shape(function, "h_0", h_0, symbols, state_shape, "h_0 is never batch-first.")
     if seq_lengths is not None:
         seq_lengths = _shapes.check_lengths(function, "seq_lengths", seq_lengths, tuple(batch), steps)
-
     if resets is not None:
         resets = _shapes.check_resets(function, resets, (steps, *batch), batch_first=batch_first)
 
-    dtype = jnp.result_type(dense, h_0, *jax.tree.leaves(params)) if dtype is None else dtype
+    dtype = jnp.result_type(time_major, h_0, *jax.tree.leaves(params)) if dtype is None else dtype
     output, h_n = _layers(
         {name: dict(cell) for name, cell in params.items()},
-        dense.astype(dtype),
+        time_major.astype(dtype),
         jnp.asarray(h_0, dtype),
         seq_lengths,
         resets,
@@ -77,8 +107,6 @@ def compose(
         bidirectional=config.bidirectional,
         dropout=dropout,
     )
-    if isinstance(x, PackedSequence):
-        return repack(x, output), h_n
     return jnp.swapaxes(output, 0, 1) if batch_first else output, h_n
 
 
@@ -100,35 +128,36 @@ def _layers(
     bidirectional: bool,
     dropout: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """`compose` on checked, time-major arrays: each layer reads what the one below it wrote."""
+    """Runs the layers on checked, time-major arrays: each reads the output of the layer below."""
     directions = [scan, _backward(scan)] if bidirectional else [scan]
-    # A scan must begin as it goes on: with zeros sharded as x is, and under shard_map with arrays that vary alike.
-    # Where parameters vary before the scan, not in each step, their gradient is summed over the mesh only once.
+    # The state of a scan keeps its type from step to step. On a mesh the type says how an array is sharded and, under
+    # shard_map, over which axes it varies. So h_0 is given x's sharding, and all arrays are made to vary alike. The
+    # parameters vary before the scan begins: their gradient is summed over the mesh once, not at every step.
     h_0 = h_0 + _zero_like(x.sum(axis=(0, -1)))[..., None]
     params, x, h_0 = _vary_alike((params, x, h_0))
-    mask = None
+    present = None
     resets = None if resets is None else resets[..., None]
     if seq_lengths is not None:
-        mask = length_mask(seq_lengths, x.shape[0])
-        x = jnp.where(mask, x, 0)  # What stands in the padding, a NaN even, must not reach a gradient as 0 * NaN.
-        resets = None if resets is None else resets & mask
-    marks = Marks(mask, resets)
+        present = length_mask(seq_lengths, x.shape[0])
+        x = jnp.where(present, x, 0)  # A NaN in the padding would reach the gradients, as 0 * NaN.
+        resets = None if resets is None else resets & present
+    masks = Masks(present, resets)
 
     states, h_n = iter(h_0), []
     for layer, names in enumerate(cell_names(len(params) // len(directions), bidirectional)):
         if layer > 0 and dropout > 0:
             x = _dropout(jax.random.fold_in(dropout_key, layer), dropout, x)
-        results = [run(params[name], x, next(states), marks) for run, name in zip(directions, names, strict=True)]
+        results = [run(params[name], x, next(states), masks) for run, name in zip(directions, names, strict=True)]
         x = jnp.concatenate([states for states, _ in results], axis=-1)
-        x = x if mask is None else jnp.where(mask, x, 0)
+        x = x if present is None else jnp.where(present, x, 0)
         h_n += [h for _, h in results]
     return x, jnp.stack(h_n)
 
 
 def _vary_alike(arrays: Any) -> Any:
-    """The same arrays, under shard_map varying over every axis of the mesh that one of them varies over.
+    """Under shard_map, makes all arrays vary over every axis of the mesh that any of them varies over.
 
-    Each gets it by adding a zero that was made of all of them.
+    To each a zero is added that depends on all of them.
     """
     zero = sum(_zero_like(a.sum()) for a in jax.tree.leaves(arrays))
     return jax.tree.map(lambda a: a + jnp.asarray(zero, a.dtype), arrays)
@@ -143,10 +172,10 @@ def _zero_like(array: jax.Array) -> jax.Array:
 
 
 def _backward(scan: Scan) -> Scan:
-    """The scan that reads its input from the last step to the first, its output in the input's order."""
+    """Returns the scan that reads x from the last step to the first; its output is in the order of x."""
 
-    def scan_backward(params, x, h_0, marks):
-        states, h_n = scan(params, jnp.flip(x, axis=0), h_0, marks.flip())
+    def scan_backward(params, x, h_0, masks):
+        states, h_n = scan(params, jnp.flip(x, axis=0), h_0, masks.flip())
         return jnp.flip(states, axis=0), h_n
 
     return scan_backward

@@ -111,7 +111,7 @@ def param_shapes(config: GRUConfig) -> dict[str, dict[str, tuple[int, ...]]]:
 def stack_shapes(
     input_size: int, hidden_size: int, num_layers: int, bias: bool, bidirectional: bool
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """`param_shapes` of sizes that are not known to make a GRUConfig yet."""
+    """`param_shapes` for sizes that come from a file and have not been checked yet."""
     names = cell_names(num_layers, bidirectional)
     sizes = [input_size] + [len(names[0]) * hidden_size] * (num_layers - 1)
     return {name: cell_shapes(size, hidden_size, bias) for size, row in zip(sizes, names, strict=True) for name in row}
@@ -169,7 +169,7 @@ bidirectional=False, reset_after=True)
 
 
 def check_params(function: str, params: GRUParams) -> GRUConfig:
-    """`infer_config` for another public door: the message names that `function`."""
+    """Does what `infer_config` does; its error messages name the public `function` that calls it."""
     actual = {}
     for name, cell in params.items() if isinstance(params, Mapping) else [("params", params)]:
         actual |= {f"{name}/{key}": shape for key, shape in _checked_shapes(function, name, cell).items()}
@@ -193,7 +193,7 @@ def check_params(function: str, params: GRUParams) -> GRUConfig:
 
 
 def check_cell(function: str, params: CellParams) -> tuple[int, int]:
-    """Checks the CellParams given to a public door and returns (I, H)."""
+    """Checks the CellParams that a user has passed to `function`, and returns (I, H)."""
     actual = _checked_shapes(function, "params", params)
     kernel_ih, kernel_hh = actual.get("kernel_ih", ()), actual.get("kernel_hh", ())
     input_size, hidden_size = (kernel[0] if len(kernel) == 2 else 0 for kernel in (kernel_ih, kernel_hh))

@@ -11,41 +11,43 @@ Inputs = TypeVar("Inputs")
 Stored = TypeVar("Stored")
 
 
-class Marks(NamedTuple):
-    """What is particular about single steps of single sequences; each [L, ..., 1], or None where nothing is.
+class Masks(NamedTuple):
+    """Which steps of each sequence exist, and before which the state is zeroed: bools [L, ..., 1], or None for no mask.
 
     Attributes:
-      present: False where a sequence has ended. There the state is held, so a flipped input with flipped marks begins
-        at each sequence's own end, and the last state of the scan is each sequence's own last state: no gather, no
-        history of carries.
-      resets: True where a sequence begins anew: the state is zeroed before the step.
+      present: False after the end of a sequence, where the state is held. So the last state of the scan is that of each
+        sequence's own last step, and a flipped sequence starts at its own end: no gather, no stored history of states.
+      resets: True where a sequence begins anew: the state is zeroed before that step.
     """
 
     present: jax.Array | None = None
     resets: jax.Array | None = None
 
     def begin(self, h: jax.Array) -> jax.Array:
-        """The states that the steps begin with, of those that the steps before them left."""
+        """Returns the states, zeroed where a sequence begins anew."""
         return h if self.resets is None else jnp.where(self.resets, 0, h)
 
     def end(self, h: jax.Array, new_h: jax.Array) -> jax.Array:
-        """The states that the steps leave: new, or held as they were."""
+        """Returns the new states, or the old ones where a sequence has ended."""
         return new_h if self.present is None else jnp.where(self.present, new_h, h)
 
-    def flip(self) -> "Marks":
-        """The marks of the flipped sequences: what begins at step t ends, read backwards, behind step t - 1."""
+    def flip(self) -> "Masks":
+        """Returns the masks of the sequences read backwards.
+
+        A reset before step t separates the steps t - 1 and t. Read backwards, it stands before step t - 1.
+        """
         flip = functools.partial(jnp.flip, axis=0)
         resets = self.resets
         if resets is not None:
             resets = jnp.concatenate([jnp.zeros_like(resets[:1]), flip(resets[1:])])
-        return Marks(None if self.present is None else flip(self.present), resets)
+        return Masks(None if self.present is None else flip(self.present), resets)
 
 
 def scan_time(
     step: Callable[[jax.Array, Inputs], tuple[jax.Array, Stored]],
     h_0: jax.Array,
     inputs: Inputs,
-    marks: Marks,
+    masks: Masks,
     *,
     unroll: int,
 ) -> tuple[jax.Array, Stored, jax.Array]:
@@ -55,7 +57,7 @@ def scan_time(
       step: (h [..., H], the inputs at t) -> (h [..., H], what else to store of the step, None for nothing).
       h_0: [..., H], the state before the first step.
       inputs: a pytree of [L, ...].
-      marks: where states are held or zeroed.
+      masks: where states are held or zeroed.
       unroll: steps in one iteration of the compiled loop.
 
     Returns:
@@ -64,13 +66,13 @@ def scan_time(
       h_n: [..., H], the last state, or h_0 where L is 0.
     """
 
-    def body(h: jax.Array, at_t: tuple[Inputs, Marks]) -> tuple[jax.Array, tuple[jax.Array, Stored]]:
-        inputs_t, marks_t = at_t
-        new_h, stored = step(marks_t.begin(h), inputs_t)
-        new_h = marks_t.end(h, new_h)
+    def body(h: jax.Array, at_t: tuple[Inputs, Masks]) -> tuple[jax.Array, tuple[jax.Array, Stored]]:
+        inputs_t, masks_t = at_t
+        new_h, stored = step(masks_t.begin(h), inputs_t)
+        new_h = masks_t.end(h, new_h)
         return new_h, (new_h, stored)
 
-    h_n, (states, stored) = jax.lax.scan(body, h_0, (inputs, marks), unroll=unroll)
+    h_n, (states, stored) = jax.lax.scan(body, h_0, (inputs, masks), unroll=unroll)
     return states, stored, h_n
 
 

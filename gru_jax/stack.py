@@ -102,7 +102,7 @@ def gru(
 
 @functools.lru_cache(typed=True)
 def _float_scan(reset_after: bool, precision: PrecisionLike, remat: Remat, unroll: int) -> Scan:
-    """`scan_layer` with its options; the same object for the same options, so that `_layers` compiles once for them."""
+    """Returns `scan_layer` with its options: the same function for the same options, so that they compile once."""
 
     def scan(params, x, h_0, marks):
         if remat and not isinstance(x.shape[0], int):

@@ -5,9 +5,9 @@ Given the gates that the step computed, h' depends linearly on small changes of 
     dh' = z dh + s_z dz + s_n dn        s_z = (h - n) z (1 - z)     slopes of h' to what enters the
                                         s_n = (1 - z) (1 - n^2)     sigmoid of z and the tanh of n
 
-where dz, dr and dn are the changes of what enters the two sigmoids and the tanh. A form of the new gate gives it as
-three functions: the slopes, from the gates; the part of dh' that comes through h, for one step; and the part that
-comes through x and the parameters, for all steps.
+where dz, dr and dn are the changes of the arguments of the two sigmoids and the tanh. Each form of the new gate is
+given by three functions: `slopes`, computed from the gates; `through_state`, the part of dh' that comes through h, for
+one step; and `through_rest`, the part that comes through x and the parameters, for all steps at once.
 """
 
 import math
@@ -29,7 +29,7 @@ class Tangent(NamedTuple):
     """The derivative of one form of the step.
 
     Attributes:
-      slopes: (h, r, z, n, scaled) -> the slopes, each of h's shape; `scaled` is what r scales, see `cell.gates`.
+      slopes: (h, r, z, n, scaled) -> the slopes, each of h's shape; r multiplies `scaled`, see `cell.gates`.
       through_state: (dh, kernel_hh, precision, *slopes) -> the part of dh' that comes through h.
       through_rest: (affine, h, di, kernel_hh, dparams, precision, *slopes) -> the part that comes through di, the
         change of the input gates, and through the hidden weights, which `affine` or `affine_in_blocks` applies.
@@ -89,20 +89,22 @@ RESET_BEFORE = Tangent(_slopes_before, _state_before, _rest_before)
 
 
 def affine(x: jax.Array, params: CellParams, half: str, precision: PrecisionLike) -> jax.Array:
-    """Takes x [..., K] by the kernel and bias of one half."""
+    """Multiplies x [..., K] by the kernel of one half, "ih" or "hh", and adds the bias."""
     return _add_bias(_product(x, params[f"kernel_{half}"], precision), params, half)
 
 
 def affine_in_blocks(x: jax.Array, params: CellParams, half: str, precision: PrecisionLike) -> jax.Array:
-    """Takes x [L, ..., K] by the kernel and bias of one half, the kernel taken block by block of rows.
+    """Multiplies x [L, ..., K] by the kernel of one half, in blocks of rows, and adds the bias.
 
-    What counts here is the transpose, the gradient of the kernel: a sum over all L x N rows. In float32 one matmul
-    over thousands of rows strays up to four times further than PyTorch, which sums step by step; a sum of matmuls over
-    the rows of whole steps, up to 128 or those of one step, is closer than PyTorch, and about as fast as one.
+    The blocks are there for the transpose, the gradient of the kernel, which is a sum over all L x N rows. In float32
+    one matmul over thousands of rows is up to four times further from the truth than PyTorch, which sums step by step.
+    A sum of matmuls over blocks of whole steps, up to 128 rows or those of one step, is closer than PyTorch, and about
+    as fast as one matmul.
 
-    A block of several steps is flattened: the gradient of a product over two axes at once copies both its operands,
-    which takes a tenth of the whole gradient's time. A batch that is split over devices is gathered for it, unless a
-    block is one step, as it is with more than 64 rows, or its type says that it is split, as on an explicit mesh.
+    A block of several steps is flattened to [rows, K], because the gradient of a product over two axes copies both
+    operands, a tenth of the time of the whole gradient. Flattening gathers a batch that is split over devices. It is
+    not flattened where a block is one step, as with more than 64 rows, or where its type says that it is split, as on
+    an explicit mesh.
     """
     steps, rows = x.shape[0], math.prod(x.shape[1:-1])
     if not isinstance(steps * rows, int) or steps * rows < 2 * ROWS:  # symbolic sizes, in an export, are one block

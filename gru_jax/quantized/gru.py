@@ -13,7 +13,7 @@ from gru_jax.gradients import scan_layer
 from gru_jax.layers import Scan, Sequence, compose
 from gru_jax.quantized.numbers import Activations, matmul, quantize_activations
 from gru_jax.quantized.params import QuantizedCell, QuantizedParams, check_quantized
-from gru_jax.scan import Marks, scan_time
+from gru_jax.scan import Masks, scan_time
 from gru_jax.strategy import choose
 
 
@@ -134,26 +134,26 @@ def gru_step(
 # Compiled even outside jit: only as one program with the rest do a product and a sum round once, as in PyTorch.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _one_step(scan: Scan, cell: QuantizedCell, h: jax.Array, x: jax.Array) -> jax.Array:
-    return scan(cell, x[None], h, Marks())[1]
+    return scan(cell, x[None], h, Masks())[1]
 
 
 @functools.lru_cache(typed=True)
 def _scan(per_example: bool, precision: PrecisionLike, unroll: int) -> Scan:
     """One layer, one direction: the same object for the same options, as `compose` asks."""
 
-    def scan(cell, x, h_0, marks):
+    def scan(cell, x, h_0, masks):
         if cell["kernel_hh"].dtype == jnp.int8:
-            return _scan_int8(cell, x, h_0, marks, per_example, unroll)
+            return _scan_int8(cell, x, h_0, masks, per_example, unroll)
         # Widened outside the loop, which would otherwise do it at every step.
         widened = {key: array.astype(jnp.float32) for key, array in cell.items()}
         options = {"reset_after": True, "precision": precision, "remat": None, "unroll": unroll}
-        return scan_layer(widened, x, h_0, marks, **options)
+        return scan_layer(widened, x, h_0, masks, **options)
 
     return scan
 
 
 def _scan_int8(
-    cell: QuantizedCell, x: jax.Array, h_0: jax.Array, marks: Marks, per_example: bool, unroll: int
+    cell: QuantizedCell, x: jax.Array, h_0: jax.Array, masks: Masks, per_example: bool, unroll: int
 ) -> tuple[jax.Array, jax.Array]:
     """`scan_layer` with int8 kernels. What stands in x's padding is zero, which every range includes."""
     from_input, from_state = (functools.partial(_gates, *_half(cell, half)) for half in ("ih", "hh"))
@@ -171,7 +171,7 @@ def _scan_int8(
         return new_state(h, z, jnp.tanh(i_n + r * h_n)), None
 
     inputs = at_each(integers) if hoist else integers
-    states, _, h_n = scan_time(advance, h_0, (inputs, marks.present), marks, unroll=unroll)
+    states, _, h_n = scan_time(advance, h_0, (inputs, masks.present), masks, unroll=unroll)
     return states, h_n
 
 
