@@ -18,11 +18,12 @@ from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, gru, init_params
 from gru_jax.verify import judge
-from gru_jax.weights import found, onnx
-from gru_jax.weights.containers.arrays import save_msgpack, save_orbax
-from gru_jax.weights.checkpoint import choose, load, not_finite, open_checkpoint
-from gru_jax.weights.found import Contents
-from gru_jax.weights.containers.safetensors import save
+from gru_jax.weights import found
+from gru_jax.weights.arrays import not_finite
+from gru_jax.weights.checkpoint import load, open_checkpoint
+from gru_jax.weights.found import Contents, choose
+from gru_jax.weights.onnx import importer as onnx
+from gru_jax.weights.saving import save, save_msgpack, save_orbax
 
 STACK = GRUConfig(5, 4, num_layers=2, bidirectional=True)
 BEFORE = GRUConfig(5, 4, num_layers=2, bidirectional=True, batch_first=True, reset_after=False)
@@ -144,7 +145,7 @@ def test_of_two_grus_the_prefix_says_which(tmp_path):
         load(path)
     for prefix in ("encoder", "encoder."):
         assert load(path, prefix)[0] == GRUConfig(5, 4, bias=False)
-        assert choose(path, open_checkpoint(path), prefix)[0] == "encoder."
+        assert choose(open_checkpoint(path), prefix)[0] == "encoder."
     with pytest.raises(ValueError, match="no GRU at prefix 'decoder'. The nearest: .*'decoder.rnn.'"):
         load(path, "decoder")
     with pytest.raises(ValueError, match="no GRU at prefix '000'. The nearest: 'encoder.', 'decoder.rnn.'"):

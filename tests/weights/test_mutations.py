@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import gru_jax
 from gru_jax import GRUConfig, init_params
 from gru_jax.weights.checkpoint import open_checkpoint
-from gru_jax.weights.onnx.exporter import to_onnx
+from gru_jax.weights.keras import to_keras
+from gru_jax.weights.onnx import to_onnx
 from gru_jax.weights.writers import write
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -42,7 +43,7 @@ def write_scripted(path, params):
 
 def write_keras_h5(path, params):
     model = keras.Sequential([keras.layers.Input((None, 2)), keras.layers.GRU(3)])
-    model.set_weights(gru_jax.weights.keras.to_keras(GRUConfig(2, 3), {"l0": params["l0"]})["l0"])
+    model.set_weights(to_keras(GRUConfig(2, 3), {"l0": params["l0"]})["l0"])
     with warnings.catch_warnings(action="ignore"):
         model.save(path)
 

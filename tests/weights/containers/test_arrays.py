@@ -11,9 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
+from gru_jax.weights.containers.arrays import flatten, open_msgpack, open_npz, open_orbax, save_msgpack, save_orbax
 
 from gru_jax import GRUConfig, init_params
-from gru_jax.weights.containers.arrays import flatten, open_msgpack, open_npz, open_orbax, save_msgpack, save_orbax
 from gru_jax.weights.checkpoint import load, open_checkpoint
 
 CONFIG = GRUConfig(5, 4, num_layers=2, bidirectional=True, batch_first=True, dropout=0.25, reset_after=False)

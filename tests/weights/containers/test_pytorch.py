@@ -20,8 +20,9 @@ import torch
 from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, init_params
-from gru_jax.weights import pytorch, torch_files
-from gru_jax.weights.containers.pytorch import open_torch, save, save_torch
+from gru_jax.weights.containers.pytorch import open_torch, save_torch
+from gru_jax.weights.pytorch import importer as pytorch
+from gru_jax.weights.pytorch.exporter import save
 
 FORMATS = {"PyTorch, zip": True, "PyTorch, legacy pickle": False}
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
@@ -48,7 +49,7 @@ def assert_same(tensors, state_dict, prefix=""):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_a_state_dict_is_read_in_every_dtype_and_both_formats(kind, new, dtype, tmp_path):
     state_dict = torch.nn.GRU(5, 4, 2, bidirectional=True).to(getattr(torch, dtype)).state_dict()
-    form, tensors = open_torch(written(tmp_path, state_dict, new))
+    form, tensors, _ = open_torch(written(tmp_path, state_dict, new))
     assert form == kind
     assert_same(tensors, state_dict)
 
@@ -66,7 +67,7 @@ def test_a_training_checkpoint_is_flattened_and_what_is_no_tensor_is_left_out(ne
         "best": [None, collections.OrderedDict(loss=torch.tensor(0.5)), "x", (torch.ones(2, dtype=torch.int64),)],
         "hyper": {"lr": 0.1, (1, 2): torch.ones(1), "parameter": torch.nn.Parameter(torch.zeros(3))},
     }
-    _, tensors = open_torch(written(tmp_path, checkpoint, new))
+    tensors = open_torch(written(tmp_path, checkpoint, new)).by_name
     expected = {f"state_dict.{name}": a for name, a in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         expected |= {f"optimizer.state.{index}.{key}": a for key, a in state.items()}
@@ -81,14 +82,14 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(new, tmp_path, monkeypatch)
     state_dict = torch.nn.GRU(5, 4).state_dict()
     path = written(tmp_path, state_dict, new)
     assert b"cuda:0" in path.read_bytes()
-    assert_same(open_torch(path)[1], state_dict)
+    assert_same(open_torch(path).by_name, state_dict)
 
 
 @pytest.mark.parametrize("new", FORMATS.values())
 def test_views_shared_and_expanded_tensors_have_their_own_numbers(new, tmp_path):
     base = torch.randn(6, 4)
     state_dict = {"t": base.T, "a": base[2:], "b": base, "e": torch.randn(1).expand(5, 7), "0": torch.ones(0, 3)}
-    assert_same(open_torch(written(tmp_path, state_dict, new))[1], state_dict)
+    assert_same(open_torch(written(tmp_path, state_dict, new)).by_name, state_dict)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
@@ -98,7 +99,7 @@ def test_tensors_that_hold_no_plain_numbers_have_a_shape_and_no_more(tmp_path):
         "sparse": torch.ones(12, 5).to_sparse(),
         "quantized": torch.quantize_per_tensor(torch.ones(12, 5), 0.1, 0, torch.qint8),
     }
-    _, tensors = open_torch(written(tmp_path, wrong))
+    tensors = open_torch(written(tmp_path, wrong)).by_name
     assert {tensor.shape for tensor in tensors.values()} == {(12, 5)}
     for tensor in tensors.values():
         with pytest.raises(TypeError):
@@ -107,7 +108,7 @@ def test_tensors_that_hold_no_plain_numbers_have_a_shape_and_no_more(tmp_path):
 
 def test_a_small_file_that_claims_ten_terabytes_is_refused_before_they_are_allocated(tmp_path):
     huge = torch.ones(1).expand(3 * 10**6, 10**6)
-    _, tensors = open_torch(written(tmp_path, {"weight_hh_l0": huge}))
+    tensors = open_torch(written(tmp_path, {"weight_hh_l0": huge})).by_name
     with pytest.raises(ValueError, match=r"A tensor \[3000000, 1000000\] of only 4 bytes"):
         tensors["weight_hh_l0"].read()
 
@@ -125,14 +126,14 @@ def test_a_file_without_crcs_is_read_and_one_with_a_wrong_crc_is_not(tmp_path):
         path = written(tmp_path, state_dict)
     finally:
         torch.serialization.set_crc32_options(True)
-    assert_same(open_torch(path)[1], state_dict)
+    assert_same(open_torch(path).by_name, state_dict)
 
     path = written(tmp_path, state_dict)
     number = state_dict["weight_hh_l0"].numpy()[1:2].tobytes()
     data = path.read_bytes()
     assert data.count(number) == 1
     path.write_bytes(data.replace(number, number[:-1] + bytes([number[-1] ^ 1])))
-    _, tensors = open_torch(path)
+    tensors = open_torch(path).by_name
     with pytest.raises(ValueError, match="model.pt: damaged zip: the CRC of model/data/1 does not match"):
         tensors["weight_hh_l0"].read()
 
@@ -143,7 +144,7 @@ def test_a_zip_that_was_packed_again_and_compressed_is_read(tmp_path):
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
             target.writestr(name, source.read(name))
-    assert_same(open_torch(tmp_path / "packed.pt")[1], state_dict)
+    assert_same(open_torch(tmp_path / "packed.pt").by_name, state_dict)
 
 
 class Model(torch.nn.Module):
@@ -169,7 +170,7 @@ def script(tmp_path, module):
 def test_torchscript_holds_the_names_and_numbers_of_the_state_dict(tmp_path):
     model = Model()
     for made in (torch.jit.script(model), torch.jit.trace(model, torch.randn(3, 2, 5))):
-        form, tensors = open_torch(script(tmp_path, made))
+        form, tensors, _ = open_torch(script(tmp_path, made))
         assert form == "TorchScript"
         assert {name: t.shape for name, t in tensors.items()} == {
             n: tuple(a.shape) for n, a in made.state_dict().items()
@@ -189,7 +190,7 @@ def test_torchscript_is_read_in_every_dtype_and_from_views(dtype, tmp_path):
     model = Model().to(dtype)
     model.rnn.weight_hh_l0 = torch.nn.Parameter(torch.randn(4, 13, dtype=dtype)[:, 1:].T)
     made = torch.jit.script(model)
-    _, tensors = open_torch(script(tmp_path, made))
+    tensors = open_torch(script(tmp_path, made)).by_name
     state_dict = made.state_dict()
     assert_same({name: tensors[name] for name in state_dict}, state_dict)
 
@@ -200,7 +201,7 @@ def test_quantized_models_are_refused_as_such(tmp_path):
     model = quantize(Model(), {torch.nn.GRU, torch.nn.GRUCell}, torch.qint8)
     with pytest.raises(ValueError, match="torch.ScriptObject.*, as a dynamically quantized model"):
         open_torch(written(tmp_path, model.state_dict()))
-    grus, refused = pytorch.find(open_torch(script(tmp_path, torch.jit.script(model)))[1])
+    grus, refused = pytorch.find(open_torch(script(tmp_path, torch.jit.script(model))).by_name)
     assert not grus
     assert refused.keys() == {"rnn.", "cell."}
     assert "dynamically quantized (torch.ao): save the model as it was before" in refused["rnn."]
@@ -315,7 +316,7 @@ def test_a_torchscript_tensor_beyond_its_storage_is_refused(tmp_path):
             return archive.getinfo("script/data/0").file_size // 4
 
     numel = size(with_shape((1,), (1,)))
-    assert open_torch(with_shape((2, 3), (3, 1), numel))[1]["a"].read().shape == (2, 3)
+    assert open_torch(with_shape((2, 3), (3, 1), numel)).by_name["a"].read().shape == (2, 3)
     for arguments, message in [
         (((2, 3), (3, 1), numel + 1), r"a: data.pkl describes a tensor \[2, 3\] beyond its storage 0"),
         (((numel, 2), (1, 1), numel), "beyond its storage"),
@@ -326,7 +327,7 @@ def test_a_torchscript_tensor_beyond_its_storage_is_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_torch(with_shape(*arguments))
-    quantized = open_torch(with_shape((2, 2), (2, 1), numel, kind="QInt8Storage"))[1]["a"]
+    quantized = open_torch(with_shape((2, 2), (2, 1), numel, kind="QInt8Storage")).by_name["a"]
     with pytest.raises(TypeError, match="expected plain numbers, got qint8"):
         quantized.read()
 
@@ -340,7 +341,7 @@ def test_truncated_files_are_refused_wherever_they_end(make, tmp_path):
     for length in range(0, len(data) - 1, max(1, len(data) // 60)):
         path.write_bytes(data[:length])
         with pytest.raises(ValueError, match="model.pt: "):
-            open_torch(path)[1]["a"].read()
+            open_torch(path).by_name["a"].read()
 
 
 @pytest.mark.parametrize(
@@ -355,14 +356,14 @@ def test_truncated_files_are_refused_wherever_they_end(make, tmp_path):
 def test_a_file_with_any_bytes_changed_gives_an_error_or_arrays_of_the_declared_kind(make, tmp_path):
     path = make(tmp_path)
     data, draw = path.read_bytes(), random.Random(0)
-    before = {name: tensor.read().tobytes() for name, tensor in open_torch(path)[1].items()}
+    before = {name: tensor.read().tobytes() for name, tensor in open_torch(path).by_name.items()}
     for _ in range(200):
         changed = bytearray(data)
         for _ in range(draw.choice([1, 1, 1, 8])):
             changed[draw.randrange(len(data))] = draw.randrange(256)
         path.write_bytes(changed)
         try:
-            kind, tensors = open_torch(path)
+            form, tensors, _ = open_torch(path)
             grus, _ = pytorch.find(tensors)
             for gru in grus.values():
                 gru.read()
@@ -379,9 +380,10 @@ def test_inspecting_a_large_file_reads_its_pickle_alone(tmp_path):
     path = written(tmp_path, state_dict)
     code = f"""
 import resource, torch
-from gru_jax.weights import pytorch, torch_files
+from gru_jax.weights.containers.pytorch import open_torch
+from gru_jax.weights.pytorch import importer as pytorch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tensors = torch_files.open_torch({str(path)!r})[1]
+tensors = open_torch({str(path)!r}).by_name
 assert tensors["embed"].shape == (25_000_000,) and list(pytorch.find(tensors)[0]) == [""]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -432,11 +434,11 @@ def test_published_files_are_opened_and_their_lstms_refused_as_lstms():
         ("khmer-ocr-ocm", "khmer_ocr_ocm/assets/model.pth", "model_state_dict.rnn."),
         ("nano-ocr", "nano_ocr/model/nano_ocr_ftr.pth", "rnn."),
     ]:
-        grus, refused = pytorch.find(open_torch(packaged_file(package, file))[1])
+        grus, refused = pytorch.find(open_torch(packaged_file(package, file)).by_name)
         assert not grus
         assert refused == {prefix: "an LSTM, whose weight_hh has shape [1024, 256], a GRU's has [3H, H]."}
     path = packaged_file("uzmorph-bigru", "uzmorph_bigru/data/morph_bigru.pth")
-    grus, refused = pytorch.find(open_torch(path)[1])
+    grus, refused = pytorch.find(open_torch(path).by_name)
     assert not refused
     assert {prefix: gru.config for prefix, gru in grus.items()} == {"gru.": GRUConfig(64, 64, 2, bidirectional=True)}
     chex.assert_trees_all_equal(grus["gru."].read(), from_torch(torch.load(path, weights_only=True), "gru.")[1])

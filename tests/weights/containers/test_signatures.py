@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gru_jax.weights.containers.signatures import kind_of, refuse_tensorflow
+from gru_jax.weights.containers.signatures import kind_of
 
 
 def zipped(*names):
@@ -110,13 +110,13 @@ def test_a_zip_whose_directory_lies_before_the_file_is_refused(tmp_path):
     data = bytearray(zipped("a.npy"))
     data[-10:-6] = b"\xff\xff\xff\x7f"  # the size of the directory
     (tmp_path / "a.npz").write_bytes(data)
-    with pytest.raises(ValueError, match="a.npz: a damaged or truncated zip archive"):
+    with pytest.raises(ValueError, match="a damaged or truncated zip archive"):
         kind_of(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "model.ckpt.data-00000-of-00001"])
 def test_a_folder_of_tensorflow_is_refused_by_its_name(tmp_path, name):
-    refuse_tensorflow(tmp_path)
+    assert kind_of(tmp_path) is None
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match="a TensorFlow SavedModel or checkpoint. Write the model as .keras"):
-        refuse_tensorflow(tmp_path)
+        kind_of(tmp_path)

@@ -24,7 +24,7 @@ from stock_cells import (
 )
 
 from gru_jax import GRUConfig, init_params
-from gru_jax.weights import flax
+from gru_jax.weights.jax import flax
 
 
 @functools.cache

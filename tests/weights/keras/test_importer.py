@@ -12,8 +12,10 @@ from published import packaged_file
 
 from gru_jax import GRUConfig, gru, init_params
 from gru_jax.verify import FEW_ULP, compare, judge, typical
-from gru_jax.weights import keras_live, reference
-from gru_jax.weights.keras.importer import from_keras, open_keras, save_keras, to_keras
+from gru_jax.weights import reference
+from gru_jax.weights.keras import live as keras_live
+from gru_jax.weights.keras.exporter import save_keras, to_keras
+from gru_jax.weights.keras.importer import from_keras, open_keras
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras

@@ -8,8 +8,8 @@ import pytest
 from test_onnx import FEATURES, FLAGS, HIDDEN, assert_within, random_inputs, run_onnxruntime, run_ours, run_reference
 
 from gru_jax import GRUConfig, init_params
-from gru_jax.weights.onnx.importer import from_onnx
 from gru_jax.weights.onnx.exporter import to_onnx
+from gru_jax.weights.onnx.importer import from_onnx
 
 
 @pytest.mark.parametrize("batch_first", FLAGS)

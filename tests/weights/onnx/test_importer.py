@@ -19,8 +19,8 @@ from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, gru, infer_config, init_params
 from gru_jax.verify import FLOAT64_BOUND, distance, judge
-from gru_jax.weights.onnx.importer import from_onnx, open_onnx
 from gru_jax.weights.onnx.exporter import to_onnx
+from gru_jax.weights.onnx.importer import from_onnx, open_onnx
 
 STEPS, BATCH, FEATURES, HIDDEN = 7, 3, 5, 4
 FLAGS = (False, True)

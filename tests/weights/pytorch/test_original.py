@@ -7,8 +7,8 @@ import torch
 
 from gru_jax import gru
 from gru_jax.verify import judge
-from gru_jax.weights import pytorch
 from gru_jax.weights.containers.pytorch import open_torch
+from gru_jax.weights.pytorch import importer as pytorch
 
 L, N, INPUT, H = 7, 3, 5, 4
 
@@ -21,7 +21,7 @@ def cotangents(layers, directions, seed=0):
 
 def found_in(tmp_path, module):
     torch.save({"model": {"rnn": module.state_dict()}}, tmp_path / "a.pt")
-    ((_, found),) = pytorch.find(open_torch(tmp_path / "a.pt")[1])[0].items()
+    ((_, found),) = pytorch.find(open_torch(tmp_path / "a.pt").by_name)[0].items()
     return found
 
 

@@ -8,9 +8,9 @@ from torch.nn.utils import parametrizations, prune
 
 from gru_jax import gru
 from gru_jax.verify import judge
-from gru_jax.weights import pytorch
-from gru_jax.weights.found import Tensor
 from gru_jax.weights.containers.pytorch import open_torch
+from gru_jax.weights.found import Tensor
+from gru_jax.weights.pytorch import importer as pytorch
 
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "weight_hh_l1_reverse", "bias_hh_l1")
 
@@ -58,7 +58,7 @@ CHANGES = {
 def test_weights_in_parts_compute_what_the_live_module_computes(kind, dtype, tmp_path):
     module = reparametrized(*CHANGES[kind], dtype=getattr(torch, dtype))
     torch.save({"rnn": module.state_dict()}, tmp_path / "rnn.pt")
-    grus, refused = pytorch.find(open_torch(tmp_path / "rnn.pt")[1])
+    grus, refused = pytorch.find(open_torch(tmp_path / "rnn.pt").by_name)
     assert (list(grus), refused) == (["rnn."], {})
     found = grus["rnn."]
     assert set(found.names) == {f"rnn.{name}" for name in module.state_dict()}

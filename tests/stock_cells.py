@@ -8,7 +8,7 @@ import numpy as np
 
 from gru_jax import GRUConfig, gru, init_params
 from gru_jax.verify import judge
-from gru_jax.weights import trees
+from gru_jax.weights.jax import trees
 
 L, N, I, H = 5, 3, 5, 4  # noqa: E741
 SHAPES = {"x": (L, N, I), "h_0": (1, N, H), "d_output": (L, N, H), "d_h_n": (1, N, H)}

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from gru_jax.weights.jax.own import find
 from stock_cells import H, I, L, N, cast, flat, own_cell, random_like, run_ours
 
 import gru_jax
 from gru_jax import GRUConfig, from_torch, init_params
 from gru_jax.verify import judge
-from gru_jax.weights import equinox, flax, haiku
-from gru_jax.weights.jax.own import find
+from gru_jax.weights.jax import equinox, flax, haiku
 
 CONFIG = GRUConfig(I, H, num_layers=2, bidirectional=True)
 
