@@ -1,4 +1,4 @@
-"""Flax Linen modules: parameters and random keys in, `stack.gru` out."""
+"""Flax Linen modules: they hold the parameters, draw the random keys, and call `stack.gru`."""
 
 import dataclasses
 from typing import Any

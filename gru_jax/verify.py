@@ -1,17 +1,18 @@
-"""A GRU here beside its original there: the distance between them, and the verdict.
+"""Runs a GRU here and in the framework that it comes from, and gives a verdict on every array.
 
 A fixed tolerance would be too loose for small weights and too strict for large ones: over 1,000 steps of trained
 weights PyTorch's float32 can stray 1e-4 from its own float64. So the original itself sets the measure.
 
     float64   within 1e-10 of the original in float64
-    others    at most twice as far from the original's float64 as the original in the same dtype is, on the same input,
-              and never asked for less than 8 units in the last place of the largest number: over a few numbers the
-              original may be exact by luck
+    others    at most twice as far from the original's float64 as the original in the same dtype is, on the same input;
+              8 units in the last place of the largest number are always allowed, because over a few numbers the
+              original may be exact by chance
 
-On one input either side may be lucky, the more so where trained weights amplify a last bit: of two equally accurate
-computations one is then often more than twice as far off as the other. Over several inputs luck cancels, so `typical`
-lets the median decide. Only luck is forgiven: float64 has none at 1e-10, and of 256 inputs of a published stack none
-was further off than 10 times its bound, so an input beyond 16 times, or not finite, decides by itself.
+One input is not always enough. Where trained weights amplify rounding, one of two equally accurate computations is
+often more than twice as far off as the other, and on the next input it is the other way round. So over several inputs
+`typical` lets the median decide. Nothing else is forgiven: in float64 such errors stay far below 1e-10, and of 256
+inputs to a published stack none was further off than 10 times its bound. So an input that is beyond 16 times its bound,
+or not finite, decides by itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gru_jax import from_torch, gru, pack_padded_sequence, pad_packed_sequence
+from gru_jax.params import param_shapes
 from gru_jax.verify import judge, typical
 
 torch.set_num_threads(1)  # one test process a core
@@ -76,6 +77,13 @@ def random_inputs(case, seed=0):
     }
     lengths = np.random.default_rng(0).integers(1, steps + 1, batch)
     return {"lengths": lengths} | {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def random_params(config, dtype=np.float32, seed=0):
+    """GRUParams of a config, drawn by NumPy: JAX would compile a program for each shape."""
+    rng = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(rng.uniform(-1, 1, shape).astype(np.float32), dtype)
+    return {name: {key: draw(shape) for key, shape in cell.items()} for name, cell in param_shapes(config).items()}
 
 
 def run_torch(case, module, inputs, dtype):

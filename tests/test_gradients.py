@@ -24,13 +24,20 @@ both_forms = pytest.mark.parametrize("reset_after", [True, False])
 slow_for_both_forms = pytest.mark.parametrize("reset_after", [True, pytest.param(False, marks=pytest.mark.grid)])
 
 
-@pytest.fixture(
-    params=[Strategy(False, False, False), *(Strategy(*(i == j for j in range(3))) for i in range(3))], ids=str
-)
+STORED = Strategy(hoist=False, barrier=False, recompute=False, remat=False)
+STRATEGIES = {
+    "stored": STORED,
+    "hoisted": STORED._replace(hoist=True, barrier=True),
+    "recomputed": STORED._replace(recompute=True),
+    "remat": STORED._replace(remat=True),
+}
+
+
+@pytest.fixture(params=STRATEGIES)
 def strategy(request, monkeypatch):
     """Runs a test under every strategy, whatever its sizes would choose."""
     asked = []
-    monkeypatch.setattr(gradients, "choose", lambda x, h_0: asked.append(h_0) or request.param)
+    monkeypatch.setattr(gradients, "choose", lambda x, h_0: asked.append(h_0) or STRATEGIES[request.param])
     layers._layers.clear_cache()  # It knows shapes, not strategies.
     yield
     layers._layers.clear_cache()

@@ -175,7 +175,7 @@ def test_the_wheel_holds_the_package_and_installs(tmp_path):
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"gru_jax/py.typed", "gru_jax/weights/pytorch.py"} <= held
+    assert {"gru_jax/py.typed", "gru_jax/weights/pytorch/importer.py"} <= held
     assert any(name.endswith("LICENSE") for name in held)
 
     target = tmp_path / "site"

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from examples._models import Model
 from examples.serve import read
-from gru_jax.weights.onnx.exporter import to_onnx
+from gru_jax.weights.onnx import to_onnx
 
 CALLS = 20
 

@@ -3,7 +3,18 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from eight_devices.exchanges import close, collectives, compiled, exchanged, forward, inputs, loss, mesh_of, put, shapes_of
+from eight_devices.exchanges import (
+    close,
+    collectives,
+    compiled,
+    exchanged,
+    forward,
+    inputs,
+    loss,
+    mesh_of,
+    put,
+    shapes_of,
+)
 from jax.sharding import AxisType
 
 from gru_jax import GRUConfig, gru, init_params

@@ -18,11 +18,10 @@ from published import packaged_file
 
 from gru_jax import GRUConfig, from_torch, gru, init_params
 from gru_jax.verify import judge
-from gru_jax.weights import found
+from gru_jax.weights import files, found
 from gru_jax.weights.arrays import not_finite
 from gru_jax.weights.checkpoint import load, open_checkpoint
 from gru_jax.weights.found import Contents, choose
-from gru_jax.weights.onnx import importer as onnx
 from gru_jax.weights.saving import save, save_msgpack, save_orbax
 
 STACK = GRUConfig(5, 4, num_layers=2, bidirectional=True)
@@ -141,14 +140,14 @@ def model_of_two(path):
 
 def test_of_two_grus_the_prefix_says_which(tmp_path):
     path = model_of_two(tmp_path / "model.npz")
-    with pytest.raises(ValueError, match="it holds 2 GRUs: name one by its prefix, 'encoder.', 'decoder.rnn.'"):
+    with pytest.raises(ValueError, match="it holds 2 GRUs: name one, 'encoder.', 'decoder.rnn.'"):
         load(path)
     for prefix in ("encoder", "encoder."):
         assert load(path, prefix)[0] == GRUConfig(5, 4, bias=False)
         assert choose(open_checkpoint(path), prefix)[0] == "encoder."
-    with pytest.raises(ValueError, match="no GRU at prefix 'decoder'. The nearest: .*'decoder.rnn.'"):
+    with pytest.raises(ValueError, match="no GRU named 'decoder'. The nearest: .*'decoder.rnn.'"):
         load(path, "decoder")
-    with pytest.raises(ValueError, match="no GRU at prefix '000'. The nearest: 'encoder.', 'decoder.rnn.'"):
+    with pytest.raises(ValueError, match="no GRU named '000'. The nearest: 'encoder.', 'decoder.rnn.'"):
         load(path, "000")
     with pytest.raises(ValueError, match=r"model.npz: lstm.: .*LSTM"):
         load(path, "lstm")
@@ -161,7 +160,7 @@ def test_a_file_without_a_gru_says_why(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.ones(3))
     with pytest.raises(ValueError, match=r"a.npz: no GRU in this file \(NumPy, npz\)\.$"):
         load(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="no GRU at prefix 'a'. It holds none."):
+    with pytest.raises(ValueError, match="no GRU named 'a'. It holds none."):
         load(tmp_path / "a.npz", "a")
 
 
@@ -234,7 +233,7 @@ def test_names_are_for_tensors_alone(tmp_path, monkeypatch):
     for name in ("a.onnx", "a.h5"):
         with pytest.raises(ValueError, match="are found by their layers: it has no names to map"):
             open_checkpoint(tmp_path / name, {"a": "b"})
-    monkeypatch.setattr(onnx, "open_onnx", lambda path: Contents("ONNX", {}, {}, {}))
+    monkeypatch.setitem(files._MODELS, "onnx", lambda path: Contents("ONNX", {}, {}, {}))
     assert open_checkpoint(tmp_path / "a.onnx").format == "ONNX"
 
 

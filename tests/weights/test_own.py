@@ -6,20 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import random_params
 from flax import nnx
-from gru_jax.weights.jax.own import find
-from stock_cells import H, I, L, N, cast, flat, own_cell, random_like, run_ours
+from stock_cells import H, I, L, N, cast, flat, own_cell, run_ours
 
 import gru_jax
-from gru_jax import GRUConfig, from_torch, init_params
+from gru_jax import GRUConfig, from_torch
 from gru_jax.verify import judge
 from gru_jax.weights.jax import equinox, flax, haiku
+from gru_jax.weights.own import find
 
 CONFIG = GRUConfig(I, H, num_layers=2, bidirectional=True)
 
 
 def params_of(config=CONFIG, dtype="float32"):
-    return cast(random_like(init_params(jax.random.key(0), config)), dtype)
+    return cast(random_params(config), dtype)
 
 
 def random_inputs(config, dtype):

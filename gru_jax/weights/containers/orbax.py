@@ -38,7 +38,7 @@ def write_orbax(path: Path, tree: Any, metadata: Mapping[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
     if path.exists():
-        raise FileExistsError("exists; Orbax writes a new folder.")
+        raise FileExistsError(f"{path}: exists; Orbax writes a new folder.")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), tree, custom_metadata=dict(metadata))
 

@@ -124,7 +124,7 @@ def _found(layer: Layer, names: tuple[str, ...], arrays: Arrays, notes: tuple[st
     )
 
     def read() -> Params:
-        return to_jax(names[0], _our_cells(arrays))
+        return to_jax("Keras", _our_cells(arrays))
 
     prepared = functools.cache(lambda dtype: live.prepare(layer, arrays, dtype))
 

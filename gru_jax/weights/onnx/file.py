@@ -29,20 +29,20 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
     """
     onnx, decode_error = require("onnx", "onnx"), require("google.protobuf.message", "onnx").DecodeError
     if isinstance(source, onnx.ModelProto):
-        model, folder, what = source, None, "the model"
+        model, folder = source, None
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
-        folder, what = path.parent, str(path)
+        folder = path.parent
         if path.stat().st_size >= _LARGEST:
-            raise ValueError(f"expected {what} to be an ONNX model; it is larger than 2 GiB, the most one has.")
+            raise ValueError("expected an ONNX model; it is larger than 2 GiB, the most one has.")
         try:
             model = onnx.ModelProto.FromString(path.read_bytes())
         except decode_error as error:
-            raise ValueError(f"expected {what} to be an ONNX model; it is truncated, or none.") from error
+            raise ValueError("expected an ONNX model; it is truncated, or none.") from error
     else:
         raise TypeError(f"expected a path or an onnx.ModelProto, got {type(source).__name__}.")
     if not model.HasField("graph") or not model.opset_import:
-        raise ValueError(f"expected {what} to be an ONNX model; it has no graph or no opset.")
+        raise ValueError("expected an ONNX model; it has no graph or no opset.")
     return model, folder
 
 

@@ -83,7 +83,8 @@ def from_onnx(source: Any, name: str | None = None) -> tuple[GRUConfig, Params]:
       ...     from_onnx(model)[0] == config
       True
     """
-    with naming("from_onnx"):
+    is_path = isinstance(source, str | os.PathLike)
+    with naming(f"from_onnx: {os.fspath(source)}" if is_path else "from_onnx"):
         name, found = choose(open_onnx(source), name)
     for note in found.notes:
         warnings.warn(f"from_onnx: {name}: {note}", stacklevel=2)
@@ -166,4 +167,4 @@ def _read(config: GRUConfig, layers: list[Layer]) -> Params:
     for names, layer in zip(cell_names(config.num_layers, config.bidirectional), layers, strict=True):
         for name, cell in zip(names, layer.cells(), strict=True):
             cells[name] = {ours[key]: array.T for key, array in cell.items()}
-    return to_jax(repr(layers[0].node.name), cells)
+    return to_jax("ONNX", cells)

@@ -12,17 +12,14 @@ import tarfile
 import zipfile
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from published import packaged_file
 
-from gru_jax import GRUConfig, from_torch, init_params
-from gru_jax.weights.containers.pytorch import open_torch, save_torch
+from gru_jax import GRUConfig, from_torch
+from gru_jax.weights.containers.pytorch import open_torch
 from gru_jax.weights.pytorch import importer as pytorch
-from gru_jax.weights.pytorch.exporter import save
 
 FORMATS = {"PyTorch, zip": True, "PyTorch, legacy pickle": False}
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
@@ -134,7 +131,7 @@ def test_a_file_without_crcs_is_read_and_one_with_a_wrong_crc_is_not(tmp_path):
     assert data.count(number) == 1
     path.write_bytes(data.replace(number, number[:-1] + bytes([number[-1] ^ 1])))
     tensors = open_torch(path).by_name
-    with pytest.raises(ValueError, match="model.pt: damaged zip: the CRC of model/data/1 does not match"):
+    with pytest.raises(ValueError, match="damaged zip: the CRC of model/data/1 does not match"):
         tensors["weight_hh_l0"].read()
 
 
@@ -297,7 +294,7 @@ def entries(path, **changes):
     ],
 )
 def test_hostile_files_are_refused(make, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_files, "_MOST_NAMES", 10**5)
+    monkeypatch.setattr("gru_jax.weights.containers.pytorch._MOST_NAMES", 10**5)
     with pytest.raises(ValueError, match=message):
         open_torch(make(tmp_path))
 
@@ -340,7 +337,7 @@ def test_truncated_files_are_refused_wherever_they_end(make, tmp_path):
     data = path.read_bytes()
     for length in range(0, len(data) - 1, max(1, len(data) // 60)):
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match="model.pt: "):
+        with pytest.raises(ValueError, match="no PyTorch file|damaged|it asks for "):
             open_torch(path).by_name["a"].read()
 
 
@@ -363,7 +360,7 @@ def test_a_file_with_any_bytes_changed_gives_an_error_or_arrays_of_the_declared_
             changed[draw.randrange(len(data))] = draw.randrange(256)
         path.write_bytes(changed)
         try:
-            form, tensors, _ = open_torch(path)
+            kind, tensors, _ = open_torch(path)
             grus, _ = pytorch.find(tensors)
             for gru in grus.values():
                 gru.read()
@@ -399,34 +396,6 @@ def test_what_is_no_pytorch_file_is_refused(tmp_path):
             open_torch(path)
     with pytest.raises(FileNotFoundError):
         open_torch(tmp_path / "none.pt")
-
-
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_a_saved_gru_is_loaded_strictly_by_pytorch_and_keeps_its_dtype(dtype, tmp_path):
-    config = GRUConfig(5, 4, 2, bidirectional=True)
-    params = init_params(jax.random.key(0), config, dtype)
-    save(tmp_path / "gru.pt", config, params)
-    state_dict = torch.load(tmp_path / "gru.pt", weights_only=True)
-    kind = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[jnp.dtype(dtype).name]
-    module = torch.nn.GRU(5, 4, 2, bidirectional=True, dtype=kind)
-    assert {a.dtype for a in state_dict.values()} == {kind}
-    module.load_state_dict(state_dict, strict=True)
-    chex.assert_trees_all_equal(from_torch(module)[1], params)
-    assert os.listdir(tmp_path) == ["gru.pt"]
-
-
-def test_what_cannot_be_saved_leaves_the_old_file_as_it_was(tmp_path):
-    path = tmp_path / "gru.pt"
-    path.write_bytes(b"old")
-    config = GRUConfig(5, 4, reset_after=False)
-    with pytest.raises(ValueError, match="torch.nn.GRU has reset_after=True alone"):
-        save(path, config, init_params(jax.random.key(0), config))
-    with pytest.raises(ValueError, match="missing: l1/kernel_ih"):
-        save(path, GRUConfig(5, 4, 2), init_params(jax.random.key(0), GRUConfig(5, 4)))
-    with pytest.raises(FileNotFoundError):
-        save_torch(tmp_path / "none" / "gru.pt", {"a": np.ones(1)})
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["gru.pt"]
 
 
 def test_published_files_are_opened_and_their_lstms_refused_as_lstms():

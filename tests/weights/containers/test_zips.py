@@ -54,7 +54,9 @@ def test_false_sizes_are_refused(entry, offset, value, message, tmp_path):
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     path = packed(tmp_path / "a.zip", "a", data=bytes(150_000_000), method=zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match=r"not opened: a has [\d,]+ bytes and claims to unpack to 150,000,000, as a zip bomb does"):
+    with pytest.raises(
+        ValueError, match="not opened: a has .* bytes and claims to unpack to 150,000,000, as a zip bomb does"
+    ):
         zips.entries(path)
 
 

@@ -85,7 +85,7 @@ def zipped(members, compression=zipfile.ZIP_STORED):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "model: The file is empty"),
+        (b"", "The file is empty"),
         (b"\0" * 4096, "neither a zip archive"),
         (b"PK\x03\x04" + b"?" * 100, "The zip archive can't be read"),
         (b"\x89HDF\r\n\x1a\n" + b"?" * 4096, "The HDF5 file can't be read"),
@@ -104,7 +104,7 @@ def test_what_is_no_keras_file_is_said_to_be_none(file, content, message):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_truncated_files_are_refused_wherever_they_end(file, saved, suffix):
     for size in np.linspace(1, len(saved[suffix]) - 1, 12).astype(int):
-        with pytest.raises(ValueError, match="model: "):
+        with pytest.raises(ValueError, match="The file is|can't be read|claims"):
             open_keras(file(saved[suffix][:size]))
 
 
@@ -124,7 +124,7 @@ def test_weights_alone_are_refused_with_the_way_out(file, saved):
 def test_a_zip_bomb_is_not_unpacked(file, saved, name):
     bomb = zipped(unzipped(saved[".keras"]) | {name: bytes(101_000_000)}, zipfile.ZIP_DEFLATED)
     assert len(bomb) < 200_000
-    with pytest.raises(ValueError, match=f"{name} claims 101000000 bytes out of [0-9]+: it is not unpacked"):
+    with pytest.raises(ValueError, match=f"{name} .*101,000,000"):
         open_keras(file(bomb))
 
 
@@ -165,7 +165,7 @@ def virtual(opened, path, shape):
         (lambda f, path, shape: f.create_group(path), "can't be read"),
         (
             lambda f, path, shape: f.create_dataset(path, (2**40, 6), "f4", chunks=(1024, 6), compression="gzip"),
-            "claims 26388279066624 bytes that would lie in",
+            "claims to unpack to 26,388,279,066,624, as a zip bomb does",
         ),
         (lambda f, path, shape: None, "is missing|should hold 3 arrays"),
     ],
@@ -174,7 +174,7 @@ def test_datasets_that_are_not_what_they_claim_are_not_read(file, saved, suffix,
     content = with_hdf5(saved, suffix, lambda f: replace(dataset)(f, kernel(f)))
     contents = open_keras(file(content))
     assert list(contents.grus) == ["two"]
-    with pytest.raises(ValueError, match=f"'one' is .*({message})"):
+    with pytest.raises(ValueError, match=f"one: .*({message})"):
         from_keras(file(content), "one")
 
 
@@ -211,7 +211,7 @@ def test_attributes_that_claim_more_than_the_file_holds_are_refused(file, saved)
     ],
 )
 def test_configs_that_are_not_understood_are_refused(file, saved, change, reason):
-    with pytest.raises(ValueError, match=f"'one' is .*{reason}"):
+    with pytest.raises(ValueError, match=f"one: .*{reason}"):
         from_keras(file(with_config(saved, change)), "one")
 
 

@@ -291,7 +291,7 @@ def test_float64_is_kept_with_x64_and_rounded_with_a_warning_without(x64):
         layer.build((None, None, FEATURES))
     assert {str(a.dtype) for a in jax.tree.leaves(from_keras(layer)[1])} == {"float64"}
     jax.config.update("jax_enable_x64", False)
-    with pytest.warns(UserWarning, match="kernel is float64 and becomes float32"):
+    with pytest.warns(UserWarning, match="l0/kernel_ih is float64 and becomes float32"):
         _, params = from_keras(layer)
     assert {str(a.dtype) for a in jax.tree.leaves(params)} == {"float32"}
 
@@ -363,9 +363,9 @@ def test_what_gru_does_not_compute_is_refused_by_name(tmp_path, layer, reason):
     contents = open_keras(path)
     assert not contents.grus
     assert reason in contents.refused[layer.name]
-    with pytest.raises(ValueError, match=f"holds no GRU that can be imported.*{reason}"):
+    with pytest.raises(ValueError, match=f"no GRU in this file.*{reason}"):
         from_keras(path)
-    with pytest.raises(ValueError, match=f"'{layer.name}' is .*{reason}"):
+    with pytest.raises(ValueError, match=f"{layer.name}: .*{reason}"):
         from_keras(path, layer.name)
 
 
@@ -381,9 +381,9 @@ def test_live_layers_that_are_none_are_refused():
 
 def test_names_are_asked_for_and_the_nearest_given(tmp_path):
     path = save(whole_model(), tmp_path / "model.keras")
-    with pytest.raises(ValueError, match=r"holds the GRUs \['left', 'right', .*: pass one as name"):
+    with pytest.raises(ValueError, match="it holds 3 GRUs: name one, 'left', 'right', "):
         from_keras(path)
-    with pytest.raises(ValueError, match=r"has no layer 'rigth'. Its GRUs, the nearest name first: \['right'"):
+    with pytest.raises(ValueError, match="no GRU named 'rigth'. The nearest: 'right'"):
         from_keras(path, "rigth")
 
 

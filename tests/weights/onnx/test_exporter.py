@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import onnx
 import pytest
-from test_onnx import FEATURES, FLAGS, HIDDEN, assert_within, random_inputs, run_onnxruntime, run_ours, run_reference
+from onnx_models import FEATURES, FLAGS, HIDDEN, assert_within, random_inputs, run_onnxruntime, run_ours, run_reference
 
 from gru_jax import GRUConfig, init_params
 from gru_jax.weights.onnx.exporter import to_onnx

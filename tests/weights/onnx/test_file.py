@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from test_onnx import gru_weights, one_gru
+from onnx_models import gru_weights, one_gru
 
 from gru_jax.weights.onnx.importer import from_onnx, open_onnx
 
@@ -107,7 +107,7 @@ def test_a_tensor_that_is_not_what_it_claims_is_refused(change, message):
 @pytest.mark.parametrize("content", [b"", b"\0", bytes(range(256)), b"PK\x03\x04", b"\x08\x08"])
 def test_what_is_no_model_is_refused(tmp_path, content):
     (tmp_path / "gru.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match="open_onnx: expected .*gru.onnx to be an ONNX model; it "):
+    with pytest.raises(ValueError, match="expected an ONNX model; it "):
         open_onnx(tmp_path / "gru.onnx")
 
 
@@ -115,7 +115,7 @@ def test_a_truncated_model_is_refused(tmp_path):
     whole = one_gru().SerializeToString()
     for size in range(0, len(whole), 97):
         (tmp_path / "gru.onnx").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="open_onnx: expected .*gru.onnx to be an ONNX model; it "):
+        with pytest.raises(ValueError, match="expected an ONNX model; it "):
             open_onnx(tmp_path / "gru.onnx")
 
 

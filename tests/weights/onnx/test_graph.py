@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_onnx import graph_model, gru_node, gru_weights, one_gru
+from onnx_models import graph_model, gru_node, gru_weights, one_gru
 
 from gru_jax.weights.onnx.importer import from_onnx, open_onnx
 
@@ -84,5 +84,5 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "gru.onnx").write_bytes(
         one_gru().SerializeToString().replace(b"hidden_size", b"hidden_\xff\xff\xff\xff")
     )
-    with pytest.raises(ValueError, match="open_onnx: expected the names of a graph to be UTF-8"):
+    with pytest.raises(ValueError, match="expected the names of a graph to be UTF-8"):
         open_onnx(tmp_path / "gru.onnx")

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from test_onnx import (
+from onnx_models import (
     FEATURES,
     FLAGS,
     HIDDEN,

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from test_onnx import FEATURES, HIDDEN, graph_model, gru_node, gru_weights, one_gru, run_onnxruntime
+from onnx_models import FEATURES, HIDDEN, graph_model, gru_node, gru_weights, one_gru, run_onnxruntime
 
 from gru_jax.weights.onnx.importer import open_onnx
 
