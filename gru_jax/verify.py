@@ -15,9 +15,9 @@ inputs to a published stack none was further off than 10 times its bound. So an 
 or not finite, decides by itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,12 +181,12 @@ def compare(found: Found, x: ArrayLike | None = None) -> Comparison:
     x = None if x is None else _checked(x, found.config.input_size)
     with jax.enable_x64(True):
         params = jax.tree.map(np.asarray, found.read())
-    run_here, verdicts, errors = runner(found), {}, {}
+    verdicts, errors = {}, {}
     for dtype in ("float32", "float64"):
         trials: list[list[Verdict]] = []
         for seed in range(SEEDS):
             inputs = random_inputs(found, x, seed)
-            ours, original = run_here(params, dtype, inputs), _run_original(found, dtype, inputs)
+            ours, original = run_here(found, params, dtype, inputs), _run_original(found, dtype, inputs)
             reference = original if dtype == "float64" else _run_original(found, "float64", inputs)
             trials.append([judge(name, ours[name], original[name], reference[name]) for name in reference])
             if seed == 0 and dtype == "float32":
@@ -231,24 +231,26 @@ def random_inputs(found: Found, x: np.ndarray | None, seed: int) -> tuple[np.nda
     return x, normal(*states), normal(steps, batch, config.num_directions * config.hidden_size), normal(*states)
 
 
-def runner(found: Found) -> Callable[..., Arrays]:
-    """Returns (params, dtype, inputs) -> the same as `found.original`, computed by `gru`, compiled once a dtype."""
-    time = (lambda a: jnp.flip(a, 0)) if found.backwards else (lambda a: a)
+def run_here(found: Found, params: GRUParams, dtype: str, inputs: Sequence[np.ndarray]) -> Arrays:
+    """Runs `gru` in place of `found.original`: the same arguments and results, and the parameters."""
+    with jax.enable_x64(dtype == "float64"):
+        cast = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, *inputs))
+        results = _differentiate(found.config.reset_after, found.backwards, *cast)
+        return {name: np.asarray(a) for name, a in results.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _differentiate(
+    reset_after: bool, backwards: bool, params: GRUParams, x: jax.Array, h_0: jax.Array, *cotangents: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns output, h_n and, for the cotangents of both, the gradients of x, h_0 and every parameter."""
+    time = (lambda a: jnp.flip(a, 0)) if backwards else (lambda a: a)
 
     def forward(params: GRUParams, x: jax.Array, h_0: jax.Array) -> tuple[jax.Array, jax.Array]:
-        output, h_n = gru(params, time(x), h_0, reset_after=found.config.reset_after, precision="highest")
+        output, h_n = gru(params, time(x), h_0, reset_after=reset_after, precision="highest")
         return time(output), h_n
 
-    @jax.jit
-    def run(params: GRUParams, x: jax.Array, h_0: jax.Array, *cotangents: jax.Array) -> dict[str, jax.Array]:
-        (output, h_n), pull_back = jax.vjp(forward, params, x, h_0)
-        d_params, d_x, d_h_0 = pull_back(cotangents)
-        flat = {f"d_{cell}/{key}": a for cell, arrays in d_params.items() for key, a in arrays.items()}
-        return {"output": output, "h_n": h_n, "d_x": d_x, "d_h_0": d_h_0, **flat}
-
-    def run_here(params: Any, dtype: str, inputs: Sequence[np.ndarray]) -> Arrays:
-        with jax.enable_x64(dtype == "float64"):
-            cast = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, *inputs))
-            return {name: np.asarray(a) for name, a in run(*cast).items()}
-
-    return run_here
+    (output, h_n), pull_back = jax.vjp(forward, params, x, h_0)
+    d_params, d_x, d_h_0 = pull_back(cotangents)
+    flat = {f"d_{cell}/{key}": a for cell, arrays in d_params.items() for key, a in arrays.items()}
+    return {"output": output, "h_n": h_n, "d_x": d_x, "d_h_0": d_h_0, **flat}

@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from conftest import random_params
 
-from gru_jax import GRUConfig, gru, init_params
+from gru_jax import GRUConfig, gru
 from gru_jax.verify import judge
 from gru_jax.weights.jax import trees
 
@@ -21,7 +22,7 @@ def random_like(tree, seed=0):
 
 
 def cast(tree, dtype):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree)
+    return jax.tree.map(lambda leaf: np.array(leaf, dtype), tree)
 
 
 def flat(tree):
@@ -29,7 +30,7 @@ def flat(tree):
 
 
 def own_cell(dtype, bias=True):
-    return cast(random_like(init_params(jax.random.key(0), GRUConfig(I, H, bias=bias))["l0"]), dtype)
+    return cast(random_params(GRUConfig(I, H, bias=bias))["l0"], dtype)
 
 
 def inputs():
@@ -37,10 +38,14 @@ def inputs():
     return {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run_ours(config, params, x, h_0, d_output, d_h_n):
+def run_ours(config, *arguments):
     """Our output, h_n and gradients, under the names of Found.original."""
-    forward = lambda params, x, h_0: gru(params, x, h_0, reset_after=config.reset_after, precision="highest")
+    return _run_ours(config.reset_after, *arguments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_ours(reset_after, params, x, h_0, d_output, d_h_n):
+    forward = lambda params, x, h_0: gru(params, x, h_0, reset_after=reset_after, precision="highest")
     (output, h_n), pull_back = jax.vjp(forward, params, x, h_0)
     d_params, d_x, d_h_0 = pull_back((d_output, d_h_n))
     gradients = {f"d_{cell}/{key}": g for cell, keys in d_params.items() for key, g in keys.items()}

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import random_params
 from flax import linen, serialization
 from published import packaged_file
+from stock_cells import run_ours
 
-from gru_jax import GRUConfig, from_torch, gru, init_params
+from gru_jax import GRUConfig, from_torch, gru
 from gru_jax.verify import judge
 from gru_jax.weights import files, found
 from gru_jax.weights.arrays import not_finite
@@ -29,7 +31,7 @@ BEFORE = GRUConfig(5, 4, num_layers=2, bidirectional=True, batch_first=True, res
 
 
 def params_of(config, dtype=jnp.float32):
-    return init_params(jax.random.key(0), config, dtype)
+    return random_params(config, dtype)
 
 
 def verdicts(config, params, original, dtype):
@@ -41,15 +43,7 @@ def verdicts(config, params, original, dtype):
     reference = original("float64", *inputs)
     theirs = reference if dtype == "float64" else original(dtype, *(a.astype(dtype) for a in inputs))
 
-    @jax.jit
-    def run(params, x, h_0, d_output, d_h_n):
-        forward = lambda params, x, h_0: gru(params, x, h_0, reset_after=config.reset_after, precision="highest")
-        (output, h_n), pull_back = jax.vjp(forward, params, x, h_0)
-        d_params, d_x, d_h_0 = pull_back((d_output, d_h_n))
-        gradients = {f"d_{cell}/{key}": a for cell, keys in d_params.items() for key, a in keys.items()}
-        return {"output": output, "h_n": h_n, "d_x": d_x, "d_h_0": d_h_0, **gradients}
-
-    ours = run(jax.tree.map(lambda a: a.astype(dtype), params), *(jnp.asarray(a, dtype) for a in inputs))
+    ours = run_ours(config, jax.tree.map(lambda a: a.astype(dtype), params), *(jnp.asarray(a, dtype) for a in inputs))
     return [judge(name, ours[name], theirs[name], reference[name]) for name in reference]
 
 
@@ -303,6 +297,6 @@ def test_a_mutated_orbax_folder_is_refused_or_read(tmp_path):
 
 
 def test_what_is_found_reads_well_in_a_notebook(tmp_path):
-    save(tmp_path / "gru.safetensors", GRUConfig(2, 3), init_params(jax.random.key(0), GRUConfig(2, 3)))
+    save(tmp_path / "gru.safetensors", GRUConfig(2, 3), random_params(GRUConfig(2, 3)))
     (gru_found,) = open_checkpoint(tmp_path / "gru.safetensors").grus.values()
     assert repr(gru_found) == f"Found(torch.nn.GRU, {GRUConfig(2, 3)})"

@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import random_params
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gru_jax
-from gru_jax import GRUConfig, init_params
+from gru_jax import GRUConfig
 from gru_jax.weights.checkpoint import open_checkpoint
 from gru_jax.weights.keras import to_keras
 from gru_jax.weights.onnx import to_onnx
@@ -75,7 +76,7 @@ def read_all(path):
 @functools.cache
 def original(name, folder):
     path = folder / name
-    WRITERS[name](path, init_params(jax.random.key(0), CONFIG))
+    WRITERS[name](path, random_params(CONFIG))
     return path.read_bytes(), read_all(path)
 
 

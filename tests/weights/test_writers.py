@@ -1,9 +1,9 @@
 """The table of formats to write."""
 
-import jax
 import pytest
+from conftest import random_params
 
-from gru_jax import GRUConfig, init_params
+from gru_jax import GRUConfig
 from gru_jax.weights import writers
 
 
@@ -23,5 +23,5 @@ def test_a_suffix_of_no_format_is_refused_and_the_known_ones_are_listed(tmp_path
 def test_a_folder_is_replaced_by_the_new_one(tmp_path):
     config = GRUConfig(2, 3)
     for seed in range(2):
-        writers.write("orbax", tmp_path / "made", config, init_params(jax.random.key(seed), config))
+        writers.write("orbax", tmp_path / "made", config, random_params(config, seed=seed))
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

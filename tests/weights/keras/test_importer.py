@@ -135,7 +135,7 @@ def test_every_layer_comes_out_of_its_file_as_keras_computes_it(tmp_path, name, 
         assert np.abs(result[key] - array).max() < FEW_ULP * np.finfo(np.float32).eps, key
 
 
-@pytest.mark.parametrize("name", ["reset_before", "backwards", "bidirectional"])
+@pytest.mark.parametrize("name", ["reset_before", "bidirectional", pytest.param("backwards", marks=pytest.mark.slow)])
 def test_outputs_and_gradients_are_those_of_keras_in_both_dtypes(name, tmp_path):
     found = open_keras(save(one_layer(name), tmp_path / "model.keras")).grus["l"]
     comparison = compare(found, inputs_for(found.config)[0])
@@ -194,7 +194,12 @@ def test_a_live_cell_is_a_gru_of_one_layer():
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=[] if path in PUBLISHED[::6] else [pytest.mark.grid]) for path in PUBLISHED]
+    "path",
+    [
+        PUBLISHED[0],
+        *(pytest.param(path, marks=pytest.mark.slow) for path in PUBLISHED[6::6]),
+        *(pytest.param(path, marks=pytest.mark.grid) for path in PUBLISHED if path not in PUBLISHED[::6]),
+    ],
 )
 def test_published_models_give_kerass_numbers_on_their_own_data(path):
     file = packaged_file("ao-compensation-model", f"ao_compensation_model/model/{path}/gru_model.keras")

@@ -5,9 +5,10 @@ import jax
 import numpy as np
 import onnx
 import pytest
+from conftest import random_params
 from onnx_models import FEATURES, FLAGS, HIDDEN, assert_within, random_inputs, run_onnxruntime, run_ours, run_reference
 
-from gru_jax import GRUConfig, init_params
+from gru_jax import GRUConfig
 from gru_jax.weights.onnx.exporter import to_onnx
 from gru_jax.weights.onnx.importer import from_onnx
 
@@ -25,7 +26,7 @@ from gru_jax.weights.onnx.importer import from_onnx
 )
 def test_to_onnx_gives_onnxruntime_the_same_numbers(num_layers, bidirectional, bias, batch_first, reset_after):
     config = GRUConfig(FEATURES, HIDDEN, num_layers, bias, batch_first, 0.0, bidirectional, reset_after)
-    params = init_params(jax.random.key(0), config)
+    params = random_params(config)
     model = to_onnx(config, params)
     onnx.checker.check_model(model, full_check=True)
     x, h_0 = random_inputs(config)
@@ -49,7 +50,7 @@ def test_to_onnx_gives_onnxruntime_the_same_numbers(num_layers, bidirectional, b
 )
 def test_to_onnx_widens_what_onnxruntime_lacks(dtype, written, x64):
     config = GRUConfig(FEATURES, HIDDEN)
-    params = init_params(jax.random.key(0), config, dtype)
+    params = random_params(config, dtype)
     model = to_onnx(config, params)
     onnx.checker.check_model(model, full_check=True)
     with pytest.warns(UserWarning, match="initial_h"):
@@ -58,7 +59,7 @@ def test_to_onnx_widens_what_onnxruntime_lacks(dtype, written, x64):
 
 
 def test_params_that_are_not_those_of_the_config_are_refused():
-    params = init_params(jax.random.key(0), GRUConfig(3, 4))
+    params = random_params(GRUConfig(3, 4))
     with pytest.raises(ValueError, match=r"to_onnx: params is not.*\n  missing: l1/kernel_ih"):
         to_onnx(GRUConfig(3, 4, num_layers=2), params)
     with pytest.raises(TypeError, match="to_onnx: expected l0/kernel_ih to be a floating array"):

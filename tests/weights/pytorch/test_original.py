@@ -1,11 +1,11 @@
 """The original of a PyTorch file, against the very module that wrote it, and gru beside it."""
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from stock_cells import run_ours
 
-from gru_jax import gru
 from gru_jax.verify import judge
 from gru_jax.weights.containers.pytorch import open_torch
 from gru_jax.weights.pytorch import importer as pytorch
@@ -81,12 +81,7 @@ def test_the_original_and_gru_both_give_what_the_module_that_wrote_the_file_give
         assert array.dtype == dtype
         np.testing.assert_array_equal(array, expected.T if "kernel" in name else expected, err_msg=name)
 
-    x, h_0, d_output, d_h_n = (jax.numpy.asarray(a, dtype) for a in inputs)
-    run = lambda params, x, h_0: gru(params, x, h_0, precision="highest")
-    (output, h_n), pull_back = jax.vjp(run, found.read(), x, h_0)
-    d_params, d_x, d_h_0 = pull_back((d_output, d_h_n))
-    ours = {"output": output, "h_n": h_n, "d_x": d_x, "d_h_0": d_h_0}
-    ours |= {f"d_{cell}/{key}": a for cell, keys in d_params.items() for key, a in keys.items()}
+    ours = run_ours(config, found.read(), *(jnp.asarray(a, dtype) for a in inputs))
     assert ours.keys() == original.keys()
     for name, array in ours.items():
         expected = reference[names[name]]
