@@ -57,6 +57,20 @@ SEEN_THROUGH = {
     "layers": "stack",
     "tangent": "gradients",
     "quantized.params": "quantized.gru",
+    "weights.arrays": "weights.checkpoint",
+    "weights.declared": "weights.saving",
+    "weights.files": "weights.checkpoint",
+    "weights.gate_order": "weights.onnx.importer",
+    "weights.reference": "weights.onnx.original",
+    "weights.replacing": "weights.writers",
+    "weights.containers.bundles": "weights.archives",
+    "weights.jax.flax_cells": "weights.jax.flax",
+    "weights.jax.trees": "weights.jax.flax",
+    "weights.keras.config": "weights.keras.importer",
+    "weights.keras.exporter": "weights.keras.importer",
+    "weights.keras.hdf5": "weights.keras.files",
+    "weights.keras.live": "weights.keras.importer",
+    "weights.pytorch.names": "weights.pytorch.importer",
 }
 OPTIONAL = {"torch", "onnx", "onnxruntime", "keras", "h5py", "safetensors", "tensorflow", "equinox", "haiku"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
