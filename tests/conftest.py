@@ -80,9 +80,9 @@ def random_inputs(case, seed=0):
 
 
 def random_params(config, dtype=np.float32, seed=0):
-    """GRUParams of a config, drawn by NumPy: JAX would compile a program for each shape."""
-    rng = np.random.default_rng(seed)
-    draw = lambda shape: jnp.asarray(rng.uniform(-1, 1, shape).astype(np.float32), dtype)
+    """GRUParams of a config as `init_params` draws them, but by NumPy: JAX would compile a program for each shape."""
+    rng, bound = np.random.default_rng(seed), config.hidden_size**-0.5
+    draw = lambda shape: jnp.asarray(rng.uniform(-bound, bound, shape).astype(np.float32), dtype)
     return {name: {key: draw(shape) for key, shape in cell.items()} for name, cell in param_shapes(config).items()}
 
 

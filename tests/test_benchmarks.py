@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it starts processes, or takes long
+
 BENCHMARKS = Path(__file__).parent.parent / "scripts" / "benchmarks"
 
 

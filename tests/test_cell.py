@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import HIGHEST, assert_exact
+from conftest import HIGHEST, assert_exact, random_params
 
-from gru_jax import GRUConfig, from_torch, gru_step, init_params
+from gru_jax import GRUConfig, from_torch, gru_step
 from gru_jax.verify import judge
 
-CELL = init_params(jax.random.key(0), GRUConfig(5, 4))["l0"]
+CELL = random_params(GRUConfig(5, 4))["l0"]
 
 
 @pytest.mark.parametrize("bias", [True, False])

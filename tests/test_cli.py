@@ -4,15 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import random_params
 from published import packaged_file
 
 import gru_jax
-from gru_jax import GRUConfig, cli, init_params
+from gru_jax import GRUConfig, cli
 from gru_jax.weights.writers import FORMATS
 
 CONFIG = GRUConfig(3, 4, num_layers=2, bidirectional=True)
@@ -151,7 +151,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(model, tmp_path, capsys, m
 
 
 def test_weights_that_are_not_finite_are_accepted_with_a_warning_that_names_them(tmp_path, capsys):
-    params = init_params(jax.random.key(0), GRUConfig(2, 3))
+    params = random_params(GRUConfig(2, 3))
     params["l0"]["bias_hh"] = params["l0"]["bias_hh"].at[1].set(jnp.nan)
     path = tmp_path / "nan.safetensors"
     gru_jax.save(path, GRUConfig(2, 3), params)

@@ -10,6 +10,8 @@ from published import g2p_en, letter_ids, packaged_file
 from gru_jax import from_torch, gru_step
 from gru_jax.verify import judge, typical
 
+pytestmark = pytest.mark.slow  # it starts processes, or takes long
+
 
 def test_the_demo_pronounces_the_words_and_passes(capsys):
     assert demo.main(["hello", "gated"]) == 0

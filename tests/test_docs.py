@@ -14,6 +14,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from playwright.sync_api import sync_playwright
 
+pytestmark = pytest.mark.slow  # it starts processes, or takes long
+
 ROOT = pathlib.Path(__file__).parent.parent
 API = ROOT / "docs" / "api.md"
 CODE = {page: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in (ROOT / "docs").glob("*.md")}

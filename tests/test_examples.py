@@ -18,6 +18,8 @@ from rich.console import Console
 
 from gru_jax import GRUConfig, gru, init_params
 
+pytestmark = pytest.mark.slow  # it starts processes, or takes long
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 NAMES = {path.stem: path for path in (SCRIPTS / "examples").glob("[a-z]*.py")}
 

@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import equations
+from conftest import equations, random_params
 
-from gru_jax import GRUConfig, from_torch, gradients, gru, gru_step, init_params, layers
+from gru_jax import GRUConfig, from_torch, gradients, gru, gru_step, layers
 from gru_jax.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 CONFIG = GRUConfig(3, 4, num_layers=2, bidirectional=True)
+ONE, BOTH, STACK = GRUConfig(3, 4), GRUConfig(3, 4, bidirectional=True), CONFIG
 LENGTHS = np.array([5, 2])
 close = functools.partial(chex.assert_trees_all_close, rtol=0, atol=1e-11)
 OPTIONS = [{}, {"remat": True}, {"remat": 2, "unroll": 3}]
 both_forms = pytest.mark.parametrize("reset_after", [True, False])
-# Where compiling takes long, the paper's form is left to the full grid.
-slow_for_both_forms = pytest.mark.parametrize("reset_after", [True, pytest.param(False, marks=pytest.mark.grid)])
+# Where compiling takes long, the paper's form is left to the slow tests.
+slow_for_both_forms = pytest.mark.parametrize("reset_after", [True, pytest.param(False, marks=pytest.mark.slow)])
 
 
 STORED = Strategy(hoist=False, barrier=False, recompute=False, remat=False)
@@ -47,16 +48,16 @@ def strategy(request, monkeypatch):
 every_strategy = pytest.mark.usefixtures("strategy")
 
 
-def make_data(layers=2, steps=5, rows=2):
-    """Parameters of two directions, x and h_0 in float64."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = init_params(keys[0], GRUConfig(3, 4, num_layers=layers, bidirectional=True), jnp.float64)
-    return params, jax.random.normal(keys[1], (steps, rows, 3)), jax.random.normal(keys[2], (2 * layers, rows, 4))
+def make_data(config=STACK, steps=5, rows=2):
+    """Parameters, x and h_0 in float64."""
+    rng, states = np.random.default_rng(0), config.num_layers * config.num_directions
+    x, h_0 = rng.standard_normal((steps, rows, 3)), rng.standard_normal((states, rows, 4))
+    return random_params(config, jnp.float64), jnp.asarray(x), jnp.asarray(h_0)
 
 
 @pytest.fixture
 def data(x64):
-    """Parameters, x and h_0 of the CONFIG."""
+    """Parameters, x and h_0 of the STACK."""
     return make_data()
 
 
@@ -64,9 +65,9 @@ def plain_gru(params, x, h_0, *, reset_after, seq_lengths=None):
     """The definition: a scan of gru_step for each layer and direction, differentiated as JAX finds it."""
     steps, states, h_n = jnp.arange(len(x)), iter(h_0), []
     ends = jnp.full(x.shape[1], len(x)) if seq_lengths is None else jnp.asarray(seq_lengths)
-    for layer in range(len(params) // 2):
+    for layer in range(sum(not name.endswith("reverse") for name in params)):
         outputs = []
-        for name in (f"l{layer}", f"l{layer}_reverse"):
+        for name in (name for name in params if name.split("_")[0] == f"l{layer}"):
 
             def advance(h, at_t, cell=params[name]):
                 t, x_t = at_t
@@ -91,18 +92,20 @@ def scalar(function, **options):
 
 
 def first_derivatives(loss, data):
-    tangents = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), data)
-    gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*data)
-    return gradients, jax.jit(lambda data: jax.jvp(loss, data, tangents))(data)
+    """Value and gradient by reverse mode, and a tangent by forward mode."""
+    tangents = jax.tree.map(lambda a: jnp.asarray(np.cos(np.arange(a.size)).reshape(a.shape)), data)
+    both = lambda data: (jax.value_and_grad(loss, argnums=(0, 1, 2))(*data), jax.jvp(loss, data, tangents))
+    return jax.jit(both)(data)
 
 
 def second_derivatives(loss, data):
     """The Hessian over one bias, and the gradient of the squared norm of all gradients."""
     params, x, h_0 = data
-    with_bias = lambda bias: params | {"l0_reverse": params["l0_reverse"] | {"bias_hh": bias}}
-    hessian = jax.jit(jax.hessian(lambda bias: loss(with_bias(bias), x, h_0)))(params["l0_reverse"]["bias_hh"])
+    with_bias = lambda bias: params | {"l0": params["l0"] | {"bias_hh": bias}}
+    hessian = jax.hessian(lambda bias: loss(with_bias(bias), x, h_0))
     norm = lambda *data: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss, argnums=(0, 1, 2))(*data)))
-    return hessian, jax.jit(jax.grad(norm, argnums=(0, 1, 2)))(*data)
+    both = lambda data: (hessian(data[0]["l0"]["bias_hh"]), jax.grad(norm, argnums=(0, 1, 2))(*data))
+    return jax.jit(both)(data)
 
 
 @functools.cache
@@ -116,15 +119,28 @@ def expected(derive, sizes, reset_after, ragged=False):
 @both_forms
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "lengths"])
 def test_values_gradients_and_tangents_are_those_of_the_plain_scan(reset_after, ragged):
+    config = BOTH if ragged else ONE
     ours = scalar(gru, reset_after=reset_after, seq_lengths=LENGTHS if ragged else None)
-    close(first_derivatives(ours, make_data()), expected(first_derivatives, (), reset_after, ragged))
+    close(first_derivatives(ours, make_data(config)), expected(first_derivatives, (config,), reset_after, ragged))
+
+
+def test_derivatives_of_a_stack_are_those_of_the_plain_scan():
+    ours = scalar(gru, reset_after=True, seq_lengths=LENGTHS)
+    close(first_derivatives(ours, make_data(STACK)), expected(first_derivatives, (STACK,), True, ragged=True))
 
 
 @every_strategy
 @slow_for_both_forms
 def test_second_derivatives_are_those_of_the_plain_scan(reset_after):
-    ours = second_derivatives(scalar(gru, reset_after=reset_after), make_data(layers=1))
-    close(ours, expected(second_derivatives, (1,), reset_after))
+    ours = second_derivatives(scalar(gru, reset_after=reset_after), make_data(ONE))
+    close(ours, expected(second_derivatives, (ONE,), reset_after))
+
+
+@pytest.mark.slow
+@every_strategy
+def test_second_derivatives_of_two_directions_are_those_of_the_plain_scan():
+    ours = second_derivatives(scalar(gru, reset_after=True), make_data(BOTH))
+    close(ours, expected(second_derivatives, (BOTH,), True))
 
 
 @slow_for_both_forms
@@ -132,48 +148,46 @@ def test_second_derivatives_are_those_of_the_plain_scan(reset_after):
 def test_derivatives_with_remat_are_those_of_the_plain_scan(reset_after, options):
     ours = scalar(gru, reset_after=reset_after, seq_lengths=LENGTHS, **options)
     for derive in (first_derivatives, second_derivatives):
-        close(derive(ours, make_data(layers=1)), expected(derive, (1,), reset_after, ragged=True))
+        close(derive(ours, make_data(ONE)), expected(derive, (ONE,), reset_after, ragged=True))
 
 
 @every_strategy
 @slow_for_both_forms
-def test_derivatives_summed_in_blocks_of_time_are_those_of_the_plain_scan(reset_after):
-    sizes = (1, 131, 4)  # blocks of rows and of time, and a rest
-    ours = scalar(gru, reset_after=reset_after)
-    for derive in (first_derivatives, second_derivatives):
-        theirs = expected(derive, sizes, reset_after)
-        chex.assert_trees_all_close(derive(ours, make_data(*sizes)), theirs, rtol=1e-11, atol=1e-10)
+@pytest.mark.parametrize("derive", [first_derivatives, pytest.param(second_derivatives, marks=pytest.mark.slow)])
+def test_derivatives_summed_in_blocks_of_time_are_those_of_the_plain_scan(reset_after, derive):
+    sizes = (ONE, 131, 4)  # blocks of rows and of time, and a rest
+    ours, theirs = scalar(gru, reset_after=reset_after), expected(derive, sizes, reset_after)
+    chex.assert_trees_all_close(derive(ours, make_data(*sizes)), theirs, rtol=1e-11, atol=1e-10)
 
 
 @every_strategy
 @slow_for_both_forms
-def test_jacfwd_and_jacrev_agree_with_the_plain_scan(data, reset_after):
-    params, x, h_0 = data
+def test_jacfwd_and_jacrev_agree_with_the_plain_scan(reset_after):
+    params, x, h_0 = make_data(ONE)
     run = lambda function: lambda x: function(params, x, h_0, reset_after=reset_after)
+    both = lambda x: (jax.jacfwd(run(gru))(x), jax.jacrev(run(gru))(x))
     plain = jax.jit(jax.jacrev(run(plain_gru)))(x)
-    close(jax.jit(jax.jacfwd(run(gru)))(x), plain)
-    close(jax.jit(jax.jacrev(run(gru)))(x), plain)
+    close(jax.jit(both)(x), (plain, plain))
 
 
 @every_strategy
-def test_vmap_over_the_batch_is_the_batch(data):
-    params, x, h_0 = data
-    for variant in OPTIONS:
-        one = functools.partial(gru, params, **variant)
-        many = jax.vmap(lambda x, h_0, length: one(x, h_0, seq_lengths=length), (1, 1, 0), 1)  # noqa: B023
-        close(many(x, h_0, jnp.asarray(LENGTHS)), one(x, h_0, seq_lengths=LENGTHS))
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_vmap_over_the_batch_is_the_batch(options):
+    params, x, h_0 = make_data(ONE)
+    one = jax.jit(lambda x, h_0, lengths: gru(params, x, h_0, seq_lengths=lengths, **options))
+    many = jax.jit(jax.vmap(one, (1, 1, 0), 1))
+    close(many(x, h_0, LENGTHS), one(x, h_0, LENGTHS))
 
 
 @every_strategy
-def test_vmap_over_parameters_is_an_ensemble(data):
-    _, x, h_0 = data
-    keys = jax.random.split(jax.random.key(7), 3)
-    ensemble = jax.vmap(lambda key: init_params(key, CONFIG, jnp.float64))(keys)
+def test_vmap_over_parameters_is_an_ensemble():
+    _, x, h_0 = make_data(BOTH)
+    members = [random_params(BOTH, jnp.float64, seed) for seed in range(3)]
+    ensemble = jax.tree.map(lambda *arrays: jnp.stack(arrays), *members)
     run = jax.jit(jax.value_and_grad(scalar(gru)))
     together = jax.jit(jax.vmap(run, in_axes=(0, None, None)))(ensemble, x, h_0)
-    for i in range(3):
-        alone = run(jax.tree.map(lambda a: a[i], ensemble), x, h_0)  # noqa: B023
-        close(jax.tree.map(lambda a: a[i], together), alone)  # noqa: B023
+    for i, member in enumerate(members):
+        close(jax.tree.map(lambda a: a[i], together), run(member, x, h_0))  # noqa: B023
 
 
 def test_per_example_gradients_are_pytorchs():
@@ -238,8 +252,9 @@ def test_a_gradient_with_respect_to_a_packed_sequence_is_a_packed_sequence(data)
 
 
 def test_recomputing_takes_less_memory_and_grows_with_the_square_root_of_the_steps():
-    params = init_params(jax.random.key(0), GRUConfig(8, 16))
+    params = random_params(GRUConfig(8, 16))
 
+    @functools.cache
     def temporaries(steps, remat):
         gradient = jax.grad(lambda params, x: jnp.sum(gru(params, x, remat=remat)[1] ** 2))
         compiled = jax.jit(gradient).lower(params, jnp.ones((steps, 32, 8))).compile()
@@ -254,11 +269,10 @@ def test_recomputing_takes_less_memory_and_grows_with_the_square_root_of_the_ste
 @pytest.mark.parametrize(("rows", "remat"), [(2, None), (64, False)])
 def test_the_weights_gradient_of_stored_gates_is_no_sum_inside_the_loop(rows, remat):
     """What makes float32 gradients over 1,000 steps PyTorch's: the loop that runs backwards carries the state alone."""
-    params = init_params(jax.random.key(0), GRUConfig(8, 16))
+    params = random_params(GRUConfig(8, 16))
     gradient = jax.make_jaxpr(jax.grad(lambda params, x: jnp.sum(gru(params, x, remat=remat)[0] ** 2)))
-    loops = [e for e in equations(gradient(params, jnp.ones((5, rows, 8)))) if e.primitive.name == "scan"]
-    loops = [loop for loop in loops if loop.params["length"] == 5 and loop.params["num_carry"]]
-    assert len(loops) == 2
-    for loop in loops:
-        carried = loop.outvars[: loop.params["num_carry"]]
-        assert [v.aval.shape for v in carried] == [(rows, 16)]
+    scans = [e for e in equations(gradient(params, jnp.ones((5, rows, 8))).jaxpr) if e.primitive.name == "scan"]
+    over_time = [e for e in scans if e.params["length"] == 5 and any(v.aval.shape == (rows, 16) for v in e.outvars)]
+    assert len(over_time) == 2
+    for loop in over_time:  # What a loop gives is an array over the five steps, or what it carries.
+        assert {v.aval.shape for v in loop.outvars if v.aval.shape[:1] != (5,)} == {(rows, 16)}

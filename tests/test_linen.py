@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 import torch
+from conftest import random_params
 
 from gru_jax import GRUConfig, from_torch, gru, linen
-from gru_jax.params import infer_config, init_params
+from gru_jax.params import infer_config
 
 X = jax.random.normal(jax.random.key(1), (6, 3, 5))
 close = lambda a, b: chex.assert_trees_all_close(a, b, rtol=0, atol=1e-6)
@@ -34,7 +35,7 @@ def test_gru_holds_gru_params_and_computes_torch_gru():
 
 
 def test_lengths_unbatched_input_and_the_papers_form_go_through():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     lengths = jnp.array([2, 6, 0])
     close(linen.GRU(5, 4).apply({"params": params}, X, seq_lengths=lengths), gru(params, X, seq_lengths=lengths))
     close(linen.GRU(5, 4).apply({"params": params}, X[:, 0]), gru(params, X[:, 0]))
@@ -90,7 +91,7 @@ def test_dropout_needs_deterministic_and_draws_from_the_dropout_collection():
 
 
 def test_parameters_that_the_module_does_not_declare_are_refused_not_dropped():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2))
+    params = random_params(GRUConfig(5, 4, num_layers=2))
     with pytest.raises(ValueError, match=r"(?s)linen.GRU: .*unexpected: l0/bias_ih \[12\].*unexpected: l1/bias_hh"):
         linen.GRU(5, 4, num_layers=2, bias=False).apply({"params": params}, X)
     with pytest.raises(ValueError, match=r"(?s)linen.GRU: .*unexpected: l1/kernel_ih \[4, 12\]"):

@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 import torch
+from conftest import random_params
 from flax import nnx
 
 from gru_jax import GRUConfig, from_torch, gru
 from gru_jax.nnx import GRU, GRUCell
-from gru_jax.params import infer_config, init_params
+from gru_jax.params import infer_config
 
 X = jax.random.normal(jax.random.key(1), (6, 3, 5))
 close = lambda a, b: chex.assert_trees_all_close(a, b, rtol=0, atol=1e-6)
@@ -47,7 +48,7 @@ def test_positional_arguments_are_in_torchs_order():
 
 
 def test_lengths_unbatched_input_and_the_papers_form_go_through():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     lengths = jnp.array([2, 6, 0])
     close(loaded(params, 5, 4)(X, seq_lengths=lengths), gru(params, X, seq_lengths=lengths))
     close(loaded(params, 5, 4)(X[:, 0]), gru(params, X[:, 0]))
@@ -181,7 +182,7 @@ def test_wrong_arguments_are_refused():
 
 
 def test_parameters_of_another_shape_are_refused_not_broadcast():
-    params = init_params(jax.random.key(0), GRUConfig(5, 6))
+    params = random_params(GRUConfig(5, 6))
     module = GRU(5, 4, rngs=nnx.Rngs(0))
     nnx.update(module, params)  # Flax checks no shapes here.
     with pytest.raises(
@@ -191,7 +192,7 @@ def test_parameters_of_another_shape_are_refused_not_broadcast():
 
 
 def test_parameters_that_the_module_does_not_declare_are_refused_not_dropped():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     module = GRU(5, 4, bias=False, rngs=nnx.Rngs(0))
     nnx.update(module, params)
     with pytest.raises(ValueError, match=r"(?s)nnx.GRU: .*unexpected: l0/bias_hh \[12\]"):

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import assert_exact
+from conftest import assert_exact, random_params
 from flax import nnx as flax_nnx
 
-from gru_jax import GRUConfig, from_torch, gru, init_params, linen, nnx, pack_padded_sequence
+from gru_jax import GRUConfig, from_torch, gru, linen, nnx, pack_padded_sequence
 from gru_jax.verify import judge
 
-PARAMS = init_params(jax.random.key(0), GRUConfig(3, 4))
+PARAMS = random_params(GRUConfig(3, 4))
 X = jax.random.normal(jax.random.key(1), (7, 5, 3))
 RESETS = jax.random.bernoulli(jax.random.key(2), 0.3, (7, 5))
 
@@ -100,7 +100,7 @@ def test_a_reset_at_the_first_step_replaces_h_0_by_zeros():
 
 
 def test_resets_in_the_padding_count_for_nothing():
-    lengths, both = jnp.array([7, 3, 0, 5, 1]), init_params(jax.random.key(0), GRUConfig(3, 4, bidirectional=True))
+    lengths, both = jnp.array([7, 3, 0, 5, 1]), random_params(GRUConfig(3, 4, bidirectional=True))
     in_padding = jnp.arange(7)[:, None] >= lengths
     h_0 = jnp.ones((2, 5, 4))
     with_them = gru(both, X, h_0, seq_lengths=lengths, resets=RESETS | in_padding)

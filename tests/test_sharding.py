@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it starts processes, or takes long
+
 FOLDER = pathlib.Path(__file__).parent / "eight_devices"
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # the latter compiles faster
 

@@ -11,14 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import HIGHEST, Case, assert_exact, compare, random_inputs, record_verdicts, run_torch, torch_gru
+from conftest import (
+    HIGHEST,
+    Case,
+    assert_exact,
+    compare,
+    random_inputs,
+    random_params,
+    record_verdicts,
+    run_torch,
+    torch_gru,
+)
 
 from gru_jax import (
     GRUConfig,
     from_torch,
     gru,
     gru_step,
-    init_params,
     pack_padded_sequence,
     pad_packed_sequence,
     stacked_step,
@@ -31,31 +40,47 @@ GRID = [
     Case(*values)
     for values in itertools.product(SIZES, (1, 2, 3), FLAGS, FLAGS, FLAGS, FLAGS, ("dense", "lengths", "packed"))
 ]
-USUAL = [
-    Case((1000, 8, 96, 96)),
+# Each option at least once, and each strategy: hoisted (1000 x 8), recomputed (64 rows), in blocks (1000 x 16), stored.
+QUICK = [
     Case((1000, 8, 96, 96), lengths="lengths", bidirectional=True),
-    Case((112, 32, 8, 50), layers=3, bidirectional=True),
+    Case((1000, 16, 8, 64)),
+    Case((112, 64, 8, 50), bias=False, lengths="lengths"),
     Case((112, 32, 8, 50), layers=3, batch_first=True, lengths="packed", h_0=False),
+    Case((5, 3, 10, 20), layers=2, bidirectional=True),
+    Case((5, 3, 10, 20), layers=2, bias=False, bidirectional=True, batch_first=True, h_0=False, lengths="lengths"),
+    Case((7, 3, 5, 1), layers=3, bidirectional=True, lengths="packed"),
+    Case((7, 1, 5, 4), layers=2, batch_first=True),
+    Case((1, 3, 5, 4), bidirectional=True, batch_first=True, lengths="lengths", h_0=False),
+    Case((1, 1, 1, 1), bias=False),
+]
+SLOW = [
+    Case((1000, 8, 96, 96)),
+    Case((112, 32, 8, 50), layers=3, bidirectional=True),
     Case((5, 3, 10, 20), layers=2),
     Case((5, 3, 10, 20), layers=2, bias=False, bidirectional=True, h_0=False),
-    # Sizes where a gradient recomputes the gates of each step, and where it runs blocks of steps again.
     Case((112, 64, 8, 50), layers=2, bidirectional=True),
-    Case((112, 64, 8, 50), lengths="lengths", bias=False),
-    Case((1000, 16, 8, 64)),
+    *random.Random(0).sample([case for case in GRID if case.size[0] < 100], 36),
 ]
-SAMPLE = USUAL + random.Random(0).sample([case for case in GRID if case.size[0] < 100], 36)
-REST = [case for case in GRID if case not in SAMPLE]
+REST = [case for case in GRID if case not in QUICK + SLOW]
 
 
-@pytest.mark.parametrize("case", SAMPLE + [pytest.param(case, marks=pytest.mark.grid) for case in REST], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *QUICK,
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW if case not in QUICK),
+        *(pytest.param(case, marks=pytest.mark.grid) for case in REST),
+    ],
+    ids=str,
+)
 def test_outputs_states_and_all_gradients_are_pytorchs(case, dtype, record_property):
     verdicts = compare(case, dtype)
     record_verdicts(record_property, dtype, verdicts)
     assert_exact(verdicts)
 
 
-@pytest.mark.parametrize("remat", [True, 1, 3, 5, 100])
-@pytest.mark.parametrize("lengths", ["dense", "lengths"])
+@pytest.mark.parametrize("remat", [True, 3, *(pytest.param(remat, marks=pytest.mark.slow) for remat in (1, 5, 100))])
+@pytest.mark.parametrize("lengths", [pytest.param("dense", marks=pytest.mark.slow), "lengths"])
 def test_a_recomputing_gradient_is_pytorchs_too(remat, lengths, dtype):
     assert_exact(compare(Case((17, 3, 5, 6), layers=2, bidirectional=True, lengths=lengths), dtype, remat=remat))
 
@@ -90,13 +115,13 @@ def test_unbatched_input_is_pytorchs(dtype):
 
 
 def test_the_last_output_is_h_n_for_one_direction():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=3))
+    params = random_params(GRUConfig(5, 4, num_layers=3))
     output, h_n = gru(params, jax.random.normal(jax.random.key(1), (6, 2, 5)))
     chex.assert_trees_all_equal(output[-1], h_n[-1])
 
 
 def test_h_n_is_the_forward_half_of_the_last_output_and_the_reverse_half_of_the_first():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=3, bidirectional=True))
+    params = random_params(GRUConfig(5, 4, num_layers=3, bidirectional=True))
     output, h_n = gru(params, jax.random.normal(jax.random.key(1), (6, 2, 5)))
     forward, reverse = h_n.reshape(3, 2, 2, 4)[-1]
     chex.assert_trees_all_equal(output[-1, :, :4], forward)
@@ -124,7 +149,7 @@ def test_the_twelve_matrices_and_vectors_computed_by_hand_in_numpy_give_the_laye
 
 
 def test_reset_before_is_the_original_papers_formula_computed_by_hand(x64):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, reset_after=False), jnp.float64)
+    params = random_params(GRUConfig(5, 4, reset_after=False), jnp.float64)
     cell = {key: np.asarray(value) for key, value in params["l0"].items()}
     x = np.random.default_rng(0).standard_normal((6, 2, 5))
     h, by_hand = np.zeros((2, 4)), []
@@ -142,7 +167,7 @@ def test_reset_before_is_the_original_papers_formula_computed_by_hand(x64):
 
 @pytest.mark.parametrize("reset_after", FLAGS)
 def test_layer_by_layer_over_the_sequence_equals_step_by_step_through_all_layers(reset_after, x64):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=3), jnp.float64)
+    params = random_params(GRUConfig(5, 4, num_layers=3), jnp.float64)
     x = jax.random.normal(jax.random.key(1), (6, 2, 5), jnp.float64)
     h_0 = jax.random.normal(jax.random.key(2), (3, 2, 4), jnp.float64)
 
@@ -155,7 +180,7 @@ def test_layer_by_layer_over_the_sequence_equals_step_by_step_through_all_layers
 
 
 def test_a_missing_h_0_is_zeros_and_b_hn_counts_at_the_first_step():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     x = jax.random.normal(jax.random.key(1), (1, 2, 5))
     chex.assert_trees_all_equal(gru(params, x), gru(params, x, jnp.zeros((1, 2, 4))))
     without = {"l0": params["l0"] | {"bias_hh": params["l0"]["bias_hh"].at[8:].set(0)}}
@@ -163,7 +188,7 @@ def test_a_missing_h_0_is_zeros_and_b_hn_counts_at_the_first_step():
 
 
 def test_length_zero_gives_h_0_and_zeros(dtype):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, bidirectional=True), dtype)
+    params = random_params(GRUConfig(5, 4, bidirectional=True), dtype)
     x, h_0 = jnp.ones((6, 2, 5), dtype), jax.random.normal(jax.random.key(1), (2, 2, 4), dtype)
     output, h_n = gru(params, x, h_0, seq_lengths=np.array([0, 6]))
     chex.assert_trees_all_equal(h_n[:, 0], h_0[:, 0])
@@ -171,7 +196,7 @@ def test_length_zero_gives_h_0_and_zeros(dtype):
 
 
 def test_traced_lengths_under_jit_equal_known_ones():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2, bidirectional=True))
+    params = random_params(GRUConfig(5, 4, num_layers=2, bidirectional=True))
     x, lengths = jax.random.normal(jax.random.key(1), (6, 3, 5)), jnp.array([2, 6, 0])
     traced = jax.jit(lambda x, lengths: gru(params, x, seq_lengths=lengths))(x, lengths)
     chex.assert_trees_all_equal(traced, jax.jit(lambda x: gru(params, x, seq_lengths=np.array([2, 6, 0])))(x))
@@ -179,7 +204,7 @@ def test_traced_lengths_under_jit_equal_known_ones():
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e38])
 def test_what_stands_in_the_padding_reaches_neither_outputs_nor_gradients(garbage):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2, bidirectional=True))
+    params = random_params(GRUConfig(5, 4, num_layers=2, bidirectional=True))
     clean = jax.random.normal(jax.random.key(1), (6, 2, 5)).at[3:, 0].set(0)
     lengths = np.array([3, 6])
     loss = lambda params, x: sum(jnp.sum(a**2) for a in gru(params, x, seq_lengths=lengths))
@@ -206,7 +231,7 @@ def test_a_packed_sequence_comes_back_packed_in_the_same_layout(enforce_sorted):
 
 
 def test_a_packed_sequence_of_length_zero_gives_h_0():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     h_0 = jax.random.normal(jax.random.key(1), (1, 3, 4))
     for lengths, enforce_sorted in (([2, 1, 0], True), ([0, 2, 0], False), ([0, 0, 0], True)):
         packed = pack_padded_sequence(jnp.ones((2, 3, 5)), lengths, enforce_sorted=enforce_sorted)
@@ -218,7 +243,7 @@ def test_a_packed_sequence_of_length_zero_gives_h_0():
 
 @pytest.mark.parametrize("size", [(0, 3), (4, 0)])
 def test_no_steps_and_no_batch_are_allowed(size):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2, bidirectional=True))
+    params = random_params(GRUConfig(5, 4, num_layers=2, bidirectional=True))
     for remat in (None, True, 2):
         loss = lambda params, remat=remat: sum(map(jnp.sum, gru(params, jnp.ones((*size, 5)), remat=remat)))
         output, h_n = gru(params, jnp.ones((*size, 5)), remat=remat)
@@ -233,7 +258,7 @@ def test_dropout_zeroes_elements_of_what_a_layer_hands_up_and_scales_the_rest():
     eye, closed = jnp.eye(hidden) / 8, jnp.zeros(3 * hidden).at[hidden : 2 * hidden].set(-1e9)
     kernel = jnp.zeros((hidden, 3 * hidden))
     reading = {"kernel_ih": kernel.at[:, 2 * hidden :].set(eye), "kernel_hh": kernel}
-    params = init_params(jax.random.key(0), GRUConfig(3, hidden))
+    params = random_params(GRUConfig(3, hidden))
     params["l1"] = reading | {"bias_ih": closed, "bias_hh": closed}
     x = jax.random.normal(jax.random.key(1), (steps, batch, 3))
 
@@ -259,7 +284,7 @@ def test_dropout_of_one_hands_up_zeros_as_in_pytorch(bidirectional):
 
 
 def test_dropout_draws_anew_for_each_key_and_never_after_the_last_layer():
-    params = init_params(jax.random.key(0), GRUConfig(5, 64, num_layers=3))
+    params = random_params(GRUConfig(5, 64, num_layers=3))
     x = jnp.ones((3, 2, 5))
     run = lambda key: gru(params, x, dropout=0.5, dropout_key=jax.random.key(key))[0]
     chex.assert_trees_all_equal(run(0), run(0))
@@ -268,7 +293,7 @@ def test_dropout_draws_anew_for_each_key_and_never_after_the_last_layer():
 
 
 def test_dropout_leaves_one_layer_alone_and_warns():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     x = jnp.ones((3, 2, 5))
     with pytest.warns(UserWarning, match="no effect with num_layers=1"):
         with_dropout = gru(params, x, dropout=0.5, dropout_key=jax.random.key(0))
@@ -276,14 +301,14 @@ def test_dropout_leaves_one_layer_alone_and_warns():
 
 
 def test_arrays_of_different_dtypes_are_promoted():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4), jnp.bfloat16)
+    params = random_params(GRUConfig(5, 4), jnp.bfloat16)
     output, h_n = gru(params, jnp.ones((3, 2, 5), jnp.float32))
     assert output.dtype == h_n.dtype == jnp.float32
     assert gru(params, jnp.ones((3, 2, 5), jnp.bfloat16), jnp.zeros((1, 2, 4), jnp.float32))[0].dtype == jnp.float32
 
 
 def test_precision_reaches_every_matmul():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2, bidirectional=True))
+    params = random_params(GRUConfig(5, 4, num_layers=2, bidirectional=True))
     for reset_after in FLAGS:
         loss = lambda params, reset_after=reset_after: gru(
             params, jnp.ones((3, 2, 5)), precision="highest", reset_after=reset_after
@@ -293,7 +318,7 @@ def test_precision_reaches_every_matmul():
 
 
 def test_a_call_outside_jit_compiles_once(caplog):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     x = jax.random.normal(jax.random.key(1), (3, 2, 5))
     for calls in range(2):
         caplog.clear()
@@ -304,12 +329,12 @@ def test_a_call_outside_jit_compiles_once(caplog):
 
 
 def test_unroll_changes_nothing():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2))
+    params = random_params(GRUConfig(5, 4, num_layers=2))
     x = jax.random.normal(jax.random.key(1), (7, 2, 5))
     chex.assert_trees_all_close(gru(params, x, unroll=3), gru(params, x), rtol=0, atol=1e-6)
 
 
-PARAMS = init_params(jax.random.key(0), GRUConfig(5, 4))
+PARAMS = random_params(GRUConfig(5, 4))
 X = jnp.ones((3, 2, 5))
 
 
@@ -355,7 +380,7 @@ def test_gru_refuses_what_does_not_fit(arguments, error, message):
     ],
 )
 def test_gru_refuses_options_that_do_not_fit(options, error, message):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2))
+    params = random_params(GRUConfig(5, 4, num_layers=2))
     with pytest.raises(error, match=f"^gru: .*{message}"):
         gru(params, X, **options)
 
@@ -366,7 +391,7 @@ def test_gru_refuses_lengths_beside_a_pack():
 
 
 def test_stacked_step_refuses_two_directions_and_wrong_shapes():
-    both = init_params(jax.random.key(0), GRUConfig(5, 4, bidirectional=True))
+    both = random_params(GRUConfig(5, 4, bidirectional=True))
     with pytest.raises(ValueError, match="stacked_step: expected params of one direction, got l0_reverse"):
         stacked_step(both, jnp.zeros((1, 2, 4)), X[0])
     with pytest.raises(ValueError, match=r"h of shape \[num_layers, ..., H\] = \[1, 2, 4\], got \[2, 4\]"):
@@ -396,7 +421,7 @@ def test_the_measure_can_fail():
 
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_a_batch_on_a_mesh_needs_no_h_0_of_its_own(kind):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=2, bidirectional=True))
+    params = random_params(GRUConfig(5, 4, num_layers=2, bidirectional=True))
     mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
     over_batch = jax.sharding.PartitionSpec(None, "data")
     loss = lambda params, x: sum(jnp.sum(a**2) for a in gru(params, x))

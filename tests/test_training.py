@@ -21,6 +21,8 @@ from training import __main__ as command
 from training import data, model
 from training.metrics import read
 
+pytestmark = pytest.mark.slow  # it starts processes, or takes long
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 # With the short words below there is one bucket, so that one step is compiled.
 SMALL = {"words": 150, "hidden": 8, "embedding": 8, "batch-size": 32, "checkpoint": 10, "learning-rate": 0.01}

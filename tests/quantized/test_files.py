@@ -1,25 +1,25 @@
 """Quantized parameters in files."""
 
 import chex
-import jax
 import numpy as np
 import pytest
+from conftest import random_params
 
 import gru_jax
-from gru_jax import GRUConfig, init_params, quantized
+from gru_jax import GRUConfig, quantized
 
 CONFIG = GRUConfig(64, 128, num_layers=2, bidirectional=True, batch_first=True, dropout=0.5)
 
 
 def qparams_of(config, dtype):
-    return quantized.quantize_dynamic(init_params(jax.random.key(0), config), dtype)
+    return quantized.quantize_dynamic(random_params(config), dtype)
 
 
 @pytest.mark.parametrize(("dtype", "share"), [("int8", 0.26), ("float16", 0.51)])
 def test_a_file_gives_back_every_bit_in_a_share_of_the_bytes(dtype, share, tmp_path):
     qparams = qparams_of(CONFIG, dtype)
     quantized.save(tmp_path / "small.safetensors", CONFIG, qparams)
-    gru_jax.save(tmp_path / "whole.safetensors", CONFIG, init_params(jax.random.key(0), CONFIG))
+    gru_jax.save(tmp_path / "whole.safetensors", CONFIG, random_params(CONFIG))
     config, again = quantized.load(tmp_path / "small.safetensors")
     assert config == CONFIG
     chex.assert_trees_all_equal(again, qparams)
@@ -30,7 +30,7 @@ def test_a_file_gives_back_every_bit_in_a_share_of_the_bytes(dtype, share, tmp_p
 
 def test_a_float_file_and_a_quantized_one_are_not_taken_for_each_other(tmp_path):
     config = GRUConfig(2, 3)
-    gru_jax.save(tmp_path / "float.safetensors", config, init_params(jax.random.key(0), config))
+    gru_jax.save(tmp_path / "float.safetensors", config, random_params(config))
     with pytest.raises(ValueError, match=r"expected a file of quantized\.save. Float parameters are loaded by gru_jax"):
         quantized.load(tmp_path / "float.safetensors")
     for dtype in ("int8", "float16"):
@@ -46,7 +46,7 @@ def test_parameters_of_another_config_are_neither_written_nor_read(tmp_path):
     with pytest.raises(TypeError, match="expected a GRUConfig, got dict"):
         quantized.save(path, {}, qparams)
     with pytest.raises(TypeError, match="expected every kernel in int8"):
-        quantized.save(path, GRUConfig(2, 3), init_params(jax.random.key(0), GRUConfig(2, 3)))
+        quantized.save(path, GRUConfig(2, 3), random_params(GRUConfig(2, 3)))
     assert not path.exists()
     quantized.save(path, GRUConfig(2, 3), qparams)
     path.write_bytes(path.read_bytes().replace(rb"hidden_size\": 3", rb"hidden_size\": 4"))

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import Case, random_inputs, torch_gru
+from conftest import Case, random_inputs, random_params, torch_gru
 from published import packaged_file
 
-from gru_jax import GRUConfig, from_torch, init_params, layers, pack_padded_sequence, pad_packed_sequence, quantized
+from gru_jax import GRUConfig, from_torch, layers, pack_padded_sequence, pad_packed_sequence, quantized
 from gru_jax import gru as float_gru
 from gru_jax.quantized.numbers import quantize_activations
 from gru_jax.verify import judge
@@ -231,7 +231,7 @@ def test_a_cell_gives_pytorchs_numbers_not_those_of_its_leftover_biases():
         )
 
 
-QPARAMS = quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4, bidirectional=True)))
+QPARAMS = quantized.quantize_dynamic(random_params(GRUConfig(5, 4, bidirectional=True)))
 X = jax.random.normal(jax.random.key(1), (7, 3, 5))
 H_0 = jax.random.normal(jax.random.key(2), (2, 3, 4))
 
@@ -278,7 +278,7 @@ def test_jit_and_scan_give_the_same_numbers_as_a_plain_call():
     plain = quantized.gru(QPARAMS, X, H_0)
     jitted = jax.jit(quantized.gru)(QPARAMS, X, H_0)
     chex.assert_trees_all_close(jitted, plain, atol=1e-6)
-    one = quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4)))
+    one = quantized.quantize_dynamic(random_params(GRUConfig(5, 4)))
 
     def body(h, x):
         h = quantized.gru_step(one["l0"], h, x, per_example=True)
@@ -297,7 +297,7 @@ def test_a_plain_call_compiles_once():
 
 
 def test_int8_takes_a_quarter_of_the_bytes_and_float16_half():
-    params = init_params(jax.random.key(0), GRUConfig(256, 256, 2))
+    params = random_params(GRUConfig(256, 256, 2))
     bytes_of = lambda tree: sum(a.nbytes for a in jax.tree.leaves(tree))
     assert bytes_of(quantized.quantize_dynamic(params)) < 0.26 * bytes_of(params)
     assert bytes_of(quantized.quantize_dynamic(params, "float16")) < 0.51 * bytes_of(params)
@@ -314,7 +314,7 @@ def test_hidden_sizes_beyond_what_float32_sums_exactly_are_pytorchs_too():
 def test_a_gru_without_biases_which_pytorch_refuses_is_that_of_zero_biases():
     with pytest.raises(AssertionError, match="mod.bias must be True"):
         torch_quantized(torch.nn.GRU(5, 4, bias=False))
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, bias=False))
+    params = random_params(GRUConfig(5, 4, bias=False))
     zeros = {"l0": {**params["l0"], "bias_ih": jnp.zeros(12), "bias_hh": jnp.zeros(12)}}
     without, with_zeros = (quantized.gru(quantized.quantize_dynamic(p), X) for p in (params, zeros))
     chex.assert_trees_all_close(without, with_zeros, atol=1e-6)
@@ -322,7 +322,7 @@ def test_a_gru_without_biases_which_pytorch_refuses_is_that_of_zero_biases():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_quantized_from_its_float32_and_computed_in_float32(dtype):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4), dtype)
+    params = random_params(GRUConfig(5, 4), dtype)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     for kind in ("int8", "float16"):
         qparams = quantized.quantize_dynamic(params, kind)
@@ -333,13 +333,13 @@ def test_half_precision_is_quantized_from_its_float32_and_computed_in_float32(dt
 
 @pytest.mark.parametrize("kind", ["int8", "float16"])
 def test_quantized_parameters_work_in_x64_too(kind, x64):
-    qparams = quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4), jnp.float64), kind)
+    qparams = quantized.quantize_dynamic(random_params(GRUConfig(5, 4), jnp.float64), kind)
     assert {a.dtype.itemsize for a in jax.tree.leaves(qparams)} <= {1, 2, 4}
     assert quantized.gru(qparams, jnp.ones((3, 2, 5)))[0].dtype == jnp.float32
 
 
 def test_to_float_is_what_the_integers_stand_for():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, 2))
+    params = random_params(GRUConfig(5, 4, 2))
     for dtype, error in (("int8", 0.5 / 255), ("float16", 2**-11)):
         floats = quantized.to_float(quantized.quantize_dynamic(params, dtype))
         chex.assert_trees_all_equal_shapes_and_dtypes(floats, params)
@@ -350,7 +350,7 @@ def test_to_float_is_what_the_integers_stand_for():
 def test_an_int8_gradient_is_refused_and_a_float16_one_is_that_of_the_rounded_weights():
     with pytest.raises(TypeError, match="expected no differentiation of an int8 GRU: rounding has no gradient"):
         jax.grad(lambda x: quantized.gru(QPARAMS, x)[0].sum())(X)
-    halves = quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4)), "float16")
+    halves = quantized.quantize_dynamic(random_params(GRUConfig(5, 4)), "float16")
     ours = jax.grad(lambda x: quantized.gru(halves, x)[0].sum())(X)
     chex.assert_trees_all_close(
         ours, jax.grad(lambda x: float_gru(quantized.to_float(halves), x)[0].sum())(X), atol=1e-6
@@ -364,7 +364,7 @@ def test_no_steps_give_an_empty_output_and_h_0():
 
 
 def test_reduce_range_travels_with_the_parameters():
-    wide = quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4)), reduce_range=False)
+    wide = quantized.quantize_dynamic(random_params(GRUConfig(5, 4)), reduce_range=False)
     narrow = {"l0": {**wide["l0"], "reduce_range": jnp.array(True)}}
     exact = float_gru(quantized.to_float(wide), X)[0]
     errors = [jnp.abs(quantized.gru(qparams, X)[0] - exact).mean() for qparams in (wide, narrow)]
@@ -375,13 +375,13 @@ def without(key):
     return {"l0": {name: a for name, a in ONE["l0"].items() if name != key}}
 
 
-ONE = quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4)))
+ONE = quantized.quantize_dynamic(random_params(GRUConfig(5, 4)))
 
 
 @pytest.mark.parametrize(
     ("qparams", "error", "message"),
     [
-        (init_params(jax.random.key(0), GRUConfig(5, 4)), TypeError, "in int8, or every one in float16, got float32"),
+        (random_params(GRUConfig(5, 4)), TypeError, "in int8, or every one in float16, got float32"),
         ({"l0": {**ONE["l0"], "kernel_ih": jnp.ones((5, 12), jnp.float16)}}, TypeError, "got float16 and int8"),
         (without("scale_ih"), ValueError, r"missing: l0/scale_ih \[\]"),
         (without("reduce_range"), ValueError, r"missing: l0/reduce_range \[\]"),
@@ -412,9 +412,9 @@ def test_parameters_that_do_not_hold_together_are_refused(qparams, error, messag
 
 def test_arguments_of_the_wrong_kind_are_refused():
     with pytest.raises(ValueError, match="quantize_dynamic: expected dtype 'int8' or 'float16', got 'int4'"):
-        quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4)), "int4")
+        quantized.quantize_dynamic(random_params(GRUConfig(5, 4)), "int4")
     with pytest.raises(TypeError, match="quantize_dynamic: expected reduce_range to be a bool"):
-        quantized.quantize_dynamic(init_params(jax.random.key(0), GRUConfig(5, 4)), reduce_range=1)
+        quantized.quantize_dynamic(random_params(GRUConfig(5, 4)), reduce_range=1)
     with pytest.raises(TypeError, match="quantize_dynamic: expected l0/kernel_ih to be a floating array, got int8"):
         quantized.quantize_dynamic(ONE)
     with pytest.raises(TypeError, match="quantized.gru: expected per_example to be a bool"):

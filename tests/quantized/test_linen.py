@@ -4,12 +4,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import random_params
 
-from gru_jax import GRUConfig, init_params, linen, quantized
+from gru_jax import GRUConfig, linen, quantized
 from gru_jax.quantized.linen import QuantizedGRU
 
 CONFIG = GRUConfig(5, 4, 2, batch_first=True, bidirectional=True, dropout=0.5)
-QPARAMS = quantized.quantize_dynamic(init_params(jax.random.key(0), CONFIG))
+QPARAMS = quantized.quantize_dynamic(random_params(CONFIG))
 X = jax.random.normal(jax.random.key(1), (3, 6, 5))
 
 
@@ -26,7 +27,7 @@ def test_it_applies_quantized_gru_to_what_a_float_module_holds():
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
 def test_init_gives_the_structure_of_quantized_parameters(dtype):
     params = QuantizedGRU.from_config(CONFIG, weight_dtype=dtype).init(jax.random.key(0), X)["params"]
-    expected = quantized.quantize_dynamic(init_params(jax.random.key(0), CONFIG), dtype)
+    expected = quantized.quantize_dynamic(random_params(CONFIG), dtype)
     chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
 
 
@@ -40,7 +41,7 @@ def test_params_of_another_module_are_refused():
     with pytest.raises(ValueError, match=r"(?s)linen.QuantizedGRU: .*unexpected: l1/kernel_ih"):
         QuantizedGRU(5, 4, bidirectional=True).apply({"params": QPARAMS}, X)
     with pytest.raises(TypeError, match="linen.QuantizedGRU: expected every kernel in int8, or every one in float16"):
-        QuantizedGRU.from_config(CONFIG).apply({"params": init_params(jax.random.key(0), CONFIG)}, X)
+        QuantizedGRU.from_config(CONFIG).apply({"params": random_params(CONFIG)}, X)
     with pytest.raises(ValueError, match="linen.QuantizedGRU: expected params of a GRU"):
         QuantizedGRU.from_config(CONFIG).apply({}, X)
 

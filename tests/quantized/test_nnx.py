@@ -4,14 +4,15 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import random_params
 from flax import nnx
 
-from gru_jax import GRUConfig, init_params, quantized
+from gru_jax import GRUConfig, quantized
 from gru_jax.nnx import GRU
 from gru_jax.quantized.nnx import QuantizedGRU, QuantizedParam
 
 CONFIG = GRUConfig(5, 4, 2, batch_first=True, bidirectional=True)
-QPARAMS = quantized.quantize_dynamic(init_params(jax.random.key(0), CONFIG))
+QPARAMS = quantized.quantize_dynamic(random_params(CONFIG))
 X = jax.random.normal(jax.random.key(1), (3, 6, 5))
 
 
@@ -41,7 +42,7 @@ def test_its_numbers_are_no_trainable_parameters():
 
 def test_what_can_not_be_quantized_is_refused():
     with pytest.raises(TypeError, match="nnx.QuantizedGRU: expected every kernel in int8, or every one in float16"):
-        QuantizedGRU(init_params(jax.random.key(0), CONFIG))
+        QuantizedGRU(random_params(CONFIG))
     module = GRU(5, 4, reset_after=False, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="nnx.QuantizedGRU: expected a module with reset_after=True"):
         QuantizedGRU.from_float(module)
