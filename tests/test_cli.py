@@ -12,7 +12,7 @@ from conftest import random_params
 from published import packaged_file
 
 import gru_jax
-from gru_jax import GRUConfig, cli
+from gru_jax import GRUConfig, cli, verify
 from gru_jax.weights.writers import FORMATS
 
 CONFIG = GRUConfig(3, 4, num_layers=2, bidirectional=True)
@@ -54,7 +54,9 @@ def test_inspect_lists_each_gru_and_what_else_is_in_the_file(model, capsys):
     assert "model.head.weight: float32 [5, 8]" in out
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[pytest.mark.slow] * (form in ("keras", "flax", "orbax"))) for form in FORMATS]
+)
 def test_convert_writes_what_verify_then_proves(form, model, tmp_path, capsys):
     suffix = {"orbax": "", "flax": ".msgpack", "nnx": ".msgpack"}.get(form) or FORMATS[form].suffixes[0]
     out = tmp_path / f"made{suffix}"
@@ -83,8 +85,9 @@ def test_verify_prints_a_verdict_on_every_array_and_draws_the_error(model, tmp_p
 
 
 def test_verify_fails_a_gru_that_computes_something_else(model, capsys, monkeypatch):
-    wrong = lambda *arguments, **options: tuple(1.001 * a for a in gru_jax.gru(*arguments, **options))
-    monkeypatch.setattr("gru_jax.verify.gru", wrong)
+    right = verify.run_here
+    wrong = lambda *arguments: {name: 1.001 * array for name, array in right(*arguments).items()}
+    monkeypatch.setattr(verify, "run_here", wrong)
     code, out, _ = run(capsys, "verify", model)
     assert code == 1
     assert "FAIL" in out

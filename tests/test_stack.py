@@ -82,7 +82,7 @@ def test_outputs_states_and_all_gradients_are_pytorchs(case, dtype, record_prope
 @pytest.mark.parametrize("remat", [True, 3, *(pytest.param(remat, marks=pytest.mark.slow) for remat in (1, 5, 100))])
 @pytest.mark.parametrize("lengths", [pytest.param("dense", marks=pytest.mark.slow), "lengths"])
 def test_a_recomputing_gradient_is_pytorchs_too(remat, lengths, dtype):
-    assert_exact(compare(Case((17, 3, 5, 6), layers=2, bidirectional=True, lengths=lengths), dtype, remat=remat))
+    assert_exact(compare(Case((17, 3, 5, 6), bidirectional=True, lengths=lengths), dtype, remat=remat))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -202,14 +202,16 @@ def test_traced_lengths_under_jit_equal_known_ones():
     chex.assert_trees_all_equal(traced, jax.jit(lambda x: gru(params, x, seq_lengths=np.array([2, 6, 0])))(x))
 
 
-@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e38])
-def test_what_stands_in_the_padding_reaches_neither_outputs_nor_gradients(garbage):
+def test_what_stands_in_the_padding_reaches_neither_outputs_nor_gradients():
     params = random_params(GRUConfig(5, 4, num_layers=2, bidirectional=True))
-    clean = jax.random.normal(jax.random.key(1), (6, 2, 5)).at[3:, 0].set(0)
+    x = np.random.default_rng(0).standard_normal((6, 2, 5)).astype(np.float32)
     lengths = np.array([3, 6])
     loss = lambda params, x: sum(jnp.sum(a**2) for a in gru(params, x, seq_lengths=lengths))
-    run = jax.value_and_grad(loss, argnums=(0, 1))
-    chex.assert_trees_all_equal(run(params, clean.at[3:, 0].set(garbage)), run(params, clean))
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    clean = run(params, x)
+    for garbage in (np.nan, np.inf, 1e38):
+        x[3:, 0] = garbage
+        chex.assert_trees_all_equal(run(params, x), clean)
 
 
 @pytest.mark.parametrize("enforce_sorted", FLAGS)
@@ -245,11 +247,15 @@ def test_a_packed_sequence_of_length_zero_gives_h_0():
 def test_no_steps_and_no_batch_are_allowed(size):
     params = random_params(GRUConfig(5, 4, num_layers=2, bidirectional=True))
     for remat in (None, True, 2):
-        loss = lambda params, remat=remat: sum(map(jnp.sum, gru(params, jnp.ones((*size, 5)), remat=remat)))
-        output, h_n = gru(params, jnp.ones((*size, 5)), remat=remat)
+
+        def loss(params, remat=remat):
+            results = gru(params, jnp.ones((*size, 5)), remat=remat)
+            return sum(map(jnp.sum, results)), results
+
+        gradient, (output, h_n) = jax.jit(jax.grad(loss, has_aux=True))(params)
         assert output.shape == (*size, 8)
-        chex.assert_trees_all_equal(h_n, jnp.zeros((4, size[1], 4)))
-        chex.assert_trees_all_equal(jax.grad(loss)(params), jax.tree.map(jnp.zeros_like, params))
+        chex.assert_trees_all_equal(h_n, np.zeros((4, size[1], 4)))
+        chex.assert_trees_all_equal(gradient, jax.tree.map(np.zeros_like, params))
 
 
 def test_dropout_zeroes_elements_of_what_a_layer_hands_up_and_scales_the_rest():

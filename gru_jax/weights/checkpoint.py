@@ -40,7 +40,7 @@ def load(
         parameters that are NaN or infinite.
 
     Example:
-      >>> import tempfile
+      >>> import numpy as np, tempfile
       >>> cell = {"weight_ih": np.zeros((60, 10), np.float32), "weight_hh": np.zeros((60, 20), np.float32)}
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     np.savez(f"{folder}/model.npz", **{f"encoder.{name}": array for name, array in cell.items()})

@@ -33,6 +33,7 @@ def to_keras(config: GRUConfig, params: GRUParams) -> dict[str, list[np.ndarray]
       ValueError: if params are not those of config.
 
     Example:
+      >>> import jax
       >>> from gru_jax import init_params
       >>> weights = to_keras(GRUConfig(10, 20), init_params(jax.random.key(0), GRUConfig(10, 20)))
       >>> [array.shape for array in weights["l0"]]
@@ -61,7 +62,7 @@ def save_keras(path: str | os.PathLike[str], config: GRUConfig, params: GRUParam
       ImportError: if keras is not installed.
 
     Example:
-      >>> import tempfile
+      >>> import jax, tempfile
       >>> from gru_jax import init_params
       >>> from gru_jax.weights.keras.importer import open_keras
       >>> config = GRUConfig(2, 3, num_layers=2)
