@@ -18,11 +18,11 @@ from gru_jax.weights.found import naming
 def save(path: str | os.PathLike[str], config: GRUConfig, qparams: QuantizedParams) -> None:
     """Writes a quantized GRU to a safetensors file, from which `quantized.load` gives back the same.
 
-    The file is written under a temporary name and then renamed: a crash leaves whatever was at `path` before.
+    The file is written under a temporary name and then renamed, so a crash leaves whatever was at `path` before.
 
     Args:
-      path: of the file. One that exists is replaced.
-      config: of the GRU, in full.
+      path: the file to write. An existing file is replaced.
+      config: the GRU's config, all of which the file keeps.
       qparams: as from `quantize_dynamic` or `quantized.from_torch`.
 
     Raises:
@@ -50,7 +50,7 @@ def load(path: str | os.PathLike[str]) -> tuple[GRUConfig, dict[str, dict[str, j
     """Loads what `quantized.save` wrote.
 
     Raises:
-      ValueError: if the file is damaged, or another.
+      ValueError: if the file is damaged, or `quantized.save` did not write it.
       OSError: if it can't be read.
       ImportError: if safetensors is not installed.
 

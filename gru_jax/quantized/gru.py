@@ -1,4 +1,4 @@
-"""The quantized GRU as it is called: `gru` over a whole sequence, `gru_step` over one time step."""
+"""The functions that run a quantized GRU: `gru` over a whole sequence, `gru_step` over one time step."""
 
 import functools
 
@@ -28,30 +28,30 @@ def gru(
     precision: PrecisionLike = None,
     unroll: int = 1,
 ) -> tuple[Sequence, jax.Array]:
-    """`gru_jax.gru` with quantized weights: `torch.ao.nn.quantized.dynamic.GRU`.
+    """`gru_jax.gru` with quantized weights; it computes what `torch.ao.nn.quantized.dynamic.GRU` does.
 
     With int8 weights, the input of a layer is quantized once, by its range over all sequences and steps (padding does
-    not count), and the state at every step, by its range over all sequences that have that step. So a sequence's
-    output depends on its neighbours in the batch, as it does in PyTorch. With `per_example` every sequence is
-    quantized by itself, as if it ran alone, and no batch, order or `jax.vmap` changes its numbers.
+    not count). The state is quantized at every step, by its range over all sequences that have that step. So a
+    sequence's output depends on the other sequences in the batch, as it does in PyTorch. With `per_example` every
+    sequence is quantized by itself, as if it ran alone, and no batch, order or `jax.vmap` changes its numbers.
 
         q(v) = clip(rint(v / s + z), 0, 255) - z          s, z from min and max of v, 0 included
-        W v  = (q(W) q(v)) * (s_W * s)                    integers, exactly; then biases and gates in float32
+        W v  = (q(W) q(v)) * (s_W * s)                    the integer product is exact; biases and gates are float32
 
-    With float16 weights the arithmetic is float32's, on the rounded weights.
+    With float16 weights the arithmetic is in float32, on the rounded weights.
 
-    All is computed in float32, which x and h_0 become, and the result is float32. For inference: with int8 weights a
-    gradient raises TypeError, and dropout, which PyTorch's module keeps but never applies, is no argument.
+    x and h_0 are cast to float32, and the result is float32. It is for inference only: with int8 weights a gradient
+    raises TypeError, and there is no argument `dropout`, which PyTorch's module keeps but never applies.
 
     Args:
       qparams: QuantizedParams, as from `quantize_dynamic` or `quantized.from_torch`.
-      x: [L, N, I], or [N, L, I] with `batch_first`, or one unbatched sequence [L, I], which PyTorch's quantized GRU
-        refuses, or a PackedSequence.
+      x: [L, N, I], or [N, L, I] with `batch_first`; or one unbatched sequence [L, I], which PyTorch's quantized GRU
+        does not take; or a PackedSequence.
       h_0: [num_layers*D, N, H] ([num_layers*D, H] unbatched); zeros by default.
-      seq_lengths: as in `gru_jax.gru`; the numbers are those of a PackedSequence.
+      seq_lengths: as in `gru_jax.gru`; the results are those of a PackedSequence with these lengths.
       batch_first: whether the batch axis of x and output comes first.
       per_example: whether each sequence is quantized by itself.
-      precision: of the matmuls of float16 weights, as in `jax.lax.dot`. Those of int8 weights are always exact.
+      precision: that of matmuls with float16 weights, as in `jax.lax.dot`. Those with int8 weights are always exact.
       unroll: time steps in one iteration of the compiled loop.
 
     Returns:
@@ -96,7 +96,7 @@ def gru_step(
     per_example: bool = False,
     precision: PrecisionLike = None,
 ) -> jax.Array:
-    """One time step: `torch.ao.nn.quantized.dynamic.GRUCell`. Inference only, as `quantized.gru`.
+    """Runs one time step, as `torch.ao.nn.quantized.dynamic.GRUCell` does. It is for inference only.
 
     Args:
       qparams: one cell of QuantizedParams: `qparams["l0"]`.
@@ -131,7 +131,7 @@ def gru_step(
     return _one_step(_scan(per_example, precision, 1), dict(qparams), h, x)
 
 
-# Compiled even outside jit: only as one program with the rest do a product and a sum round once, as in PyTorch.
+# Compiled even outside jit, since XLA then fuses a product and the sum after it, which rounds once, as in PyTorch.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _one_step(scan: Scan, cell: QuantizedCell, h: jax.Array, x: jax.Array) -> jax.Array:
     return scan(cell, x[None], h, Masks())[1]
@@ -139,12 +139,12 @@ def _one_step(scan: Scan, cell: QuantizedCell, h: jax.Array, x: jax.Array) -> ja
 
 @functools.lru_cache(typed=True)
 def _scan(per_example: bool, precision: PrecisionLike, unroll: int) -> Scan:
-    """One layer, one direction: the same object for the same options, as `compose` asks."""
+    """Returns the scan of one layer and direction: the same object for the same options, which `compose` requires."""
 
     def scan(cell, x, h_0, masks):
         if cell["kernel_hh"].dtype == jnp.int8:
             return _scan_int8(cell, x, h_0, masks, per_example, unroll)
-        # Widened outside the loop, which would otherwise do it at every step.
+        # Widened before the loop, which would otherwise do it at every step.
         widened = {key: array.astype(jnp.float32) for key, array in cell.items()}
         options = {"reset_after": True, "precision": precision, "remat": None, "unroll": unroll}
         return scan_layer(widened, x, h_0, masks, **options)
@@ -155,16 +155,16 @@ def _scan(per_example: bool, precision: PrecisionLike, unroll: int) -> Scan:
 def _scan_int8(
     cell: QuantizedCell, x: jax.Array, h_0: jax.Array, masks: Masks, per_example: bool, unroll: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`scan_layer` with int8 kernels. What stands in x's padding is zero, which every range includes."""
+    """`scan_layer` with int8 kernels. The padding of x is zero, which every range includes, so it widens none."""
     from_input, from_state = (functools.partial(_gates, *_half(cell, half)) for half in ("ih", "hh"))
     integers, offset, scale = quantize_activations(x, cell["reduce_range"], (0, -1) if per_example else None)
     at_each = lambda integers_t: from_input(Activations(integers_t, offset[0], scale[0]))
-    hoist = choose(x, h_0).hoist  # the input's product before the loop, all steps at once
+    hoist = choose(x, h_0).hoist  # whether the input's product is computed before the loop, for all steps at once
 
     def advance(h, at_t):
         input_t, present = at_t
         i_r, i_z, i_n = input_t if hoist else at_each(input_t)
-        active = h if present is None else jnp.where(present, h, 0)  # a sequence that has ended widens no range
+        active = h if present is None else jnp.where(present, h, 0)  # a sequence that has ended must widen no range
         states = quantize_activations(active, cell["reduce_range"], (-1,) if per_example else None)
         h_r, h_z, h_n = from_state(states)
         r, z = jax.nn.sigmoid(i_r + h_r), jax.nn.sigmoid(i_z + h_z)
@@ -176,7 +176,7 @@ def _scan_int8(
 
 
 def _half(cell: QuantizedCell, half: str) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | float]:
-    """What makes one half of the gates, "ih" or "hh": kernel, its columns' sums, scale, bias."""
+    """Returns the kernel of one half of the gates, "ih" or "hh", the sums of its columns, its scale and its bias."""
     kernel = cell[f"kernel_{half}"]
     return kernel, kernel.sum(axis=0, dtype=jnp.int32), cell[f"scale_{half}"], cell.get(f"bias_{half}", 0.0)
 

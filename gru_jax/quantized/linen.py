@@ -17,20 +17,20 @@ class QuantizedGRU(nn.Module):
     """`torch.ao.nn.quantized.dynamic.GRU` as a Linen module; for inference only.
 
     `variables["params"]` is exactly QuantizedParams, so what `quantized.quantize_dynamic` makes of a `linen.GRU`'s
-    params, and what `quantized.from_torch` returns, goes straight into `apply`. `init` gives the structure alone, with
+    params, and what `quantized.from_torch` returns, goes straight into `apply`. `init` makes the same structure with
     random weights.
 
     Attributes:
-      input_size: I.
-      hidden_size: H.
+      input_size: the number of features of x, I.
+      hidden_size: the number of features of h, H.
       num_layers: how many layers are stacked.
       bias: whether there are bias_ih and bias_hh.
       batch_first: whether x and output are [N, L, ...]; h_0 and h_n never are.
-      dropout: kept, as PyTorch keeps it, and never applied.
+      dropout: kept but never applied, as in PyTorch.
       bidirectional: whether each layer also reads its input backwards.
-      weight_dtype: "int8" or "float16", what `init` makes; `apply` takes either.
+      weight_dtype: "int8" or "float16", the kind of weights that `init` makes; `apply` takes either.
       per_example: whether each sequence is quantized by itself; see `quantized.gru`.
-      precision: of the matmuls of float16 weights.
+      precision: that of matmuls with float16 weights.
       unroll: time steps in one iteration of the compiled loop.
 
     Example:
@@ -69,13 +69,13 @@ class QuantizedGRU(nn.Module):
         return cls(**sizes, **options)
 
     def __post_init__(self) -> None:
-        """Checks the arguments where the module is made."""
+        """Checks the arguments when the module is made."""
         super().__post_init__()
         self.config  # noqa: B018
 
     @property
     def config(self) -> GRUConfig:
-        """The PyTorch part of the arguments."""
+        """The arguments that PyTorch's GRU has, too."""
         names = [field.name for field in dataclasses.fields(GRUConfig) if field.name != "reset_after"]
         return GRUConfig(**{name: getattr(self, name) for name in names})
 

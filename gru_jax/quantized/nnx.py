@@ -13,7 +13,7 @@ from gru_jax.quantized.params import QuantizedParams, check_quantized, quantize_
 
 
 class QuantizedParam(nnx.Variable):
-    """A quantized weight, or what belongs to one. No `nnx.Param`, so that no optimizer takes it for trainable."""
+    """One array of QuantizedParams. It is not an `nnx.Param`, so that no optimizer takes it for trainable."""
 
 
 class FloatGRU(Protocol):
@@ -25,13 +25,13 @@ class FloatGRU(Protocol):
 class QuantizedGRU(nnx.Module):
     """`torch.ao.nn.quantized.dynamic.GRU` as an NNX module; for inference only.
 
-    Its QuantizedParam state is exactly QuantizedParams.
+    Its state of type QuantizedParam is exactly the tree QuantizedParams.
 
     Args:
       qparams: as from `quantized.quantize_dynamic` or `quantized.from_torch`.
       batch_first: whether x and output are [N, L, ...]; h_0 and h_n never are.
       per_example: whether each sequence is quantized by itself; see `quantized.gru`.
-      precision: of the matmuls of float16 weights.
+      precision: that of matmuls with float16 weights.
       unroll: time steps in one iteration of the compiled loop.
 
     Example:
@@ -59,7 +59,7 @@ class QuantizedGRU(nnx.Module):
 
     @classmethod
     def from_float(cls, module: FloatGRU, dtype: str = "int8", *, per_example: bool = False) -> "QuantizedGRU":
-        """Quantizes a `gru_jax.nnx.GRU`, whose dropout is dropped: it is off in inference.
+        """Quantizes a `gru_jax.nnx.GRU`. Its dropout is left out, since this module is for inference only.
 
         Raises:
           ValueError: if the module has the original paper's form of the new gate, which PyTorch does not quantize.

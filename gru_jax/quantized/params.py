@@ -1,12 +1,12 @@
-"""Quantized parameters: what they are made of, from float ones and back.
+"""Quantized parameters: what they hold, how float parameters become quantized ones, and the way back.
 
     QuantizedParams  {"l0": cell, "l0_reverse": cell, ...}, where a cell is
     int8      {"kernel_ih": int8 [I, 3H], "kernel_hh": int8 [H, 3H], "bias_ih": [3H], "bias_hh": [3H],
                "scale_ih": [] or [3H], "scale_hh": [] or [3H], "reduce_range": bool []}
     float16   {"kernel_ih": float16 [I, 3H], "kernel_hh": float16 [H, 3H], "bias_ih": [3H], "bias_hh": [3H]}
 
-`reduce_range` stands among the parameters, as it does in PyTorch's own, because the same weights mean other numbers
-without it. Everything not marked is float32.
+`reduce_range` is one of the parameters, as in PyTorch, because the same weights with another `reduce_range` give
+another output. Everything not marked is float32.
 """
 
 import functools
@@ -30,23 +30,23 @@ _EXTRAS = {"scale_ih": jnp.float32, "scale_hh": jnp.float32, "reduce_range": jnp
 def quantize_dynamic(
     params: GRUParams, dtype: str = "int8", *, reduce_range: bool = True
 ) -> dict[str, dict[str, jax.Array]]:
-    """Quantizes a float GRU: `torch.ao.quantization.quantize_dynamic(model, {torch.nn.GRU}, dtype=...)`.
+    """Quantizes a float GRU, as `torch.ao.quantization.quantize_dynamic(model, {torch.nn.GRU}, dtype=...)` does.
 
-    Biases stay float32. A GRU without biases, which PyTorch does not quantize, is quantized all the same.
+    Biases stay float32. PyTorch does not quantize a GRU without biases; this function does.
 
     Args:
       params: GRUParams of the PyTorch form of the new gate (`reset_after=True`).
-      dtype: "int8", a quarter of float32's bytes: w = scale * q with scale = max|w| / 127.5. Or "float16", half: the
-        kernels rounded, and cut to +-65504.
-      reduce_range: for int8, whether activations have 7 bits, as under PyTorch's engines x86 and fbgemm; False for 8,
-        as under qnnpack, which ignores its own reduce_range.
+      dtype: "int8", for a quarter of float32's bytes: w = scale * q with scale = max|w| / 127.5. Or "float16", for half
+        of them: the kernels are rounded, and cut to +-65504.
+      reduce_range: for int8: True for activations of 7 bits, as in PyTorch's engines x86 and fbgemm; False for 8 bits,
+        as in its engine qnnpack, which ignores `reduce_range`.
 
     Returns:
       QuantizedParams, for `quantized.gru`.
 
     Raises:
       TypeError: if params are not GRUParams.
-      ValueError: if params do not hold together, or dtype is something else.
+      ValueError: if the arrays of params do not fit together, or dtype is something else.
 
     Example:
       >>> from gru_jax import GRUConfig, init_params
@@ -63,11 +63,11 @@ def quantize_dynamic(
 
 
 def to_float(qparams: QuantizedParams) -> dict[str, dict[str, jax.Array]]:
-    """The float32 GRUParams that quantized weights stand for, for `gru_jax.gru`: w = scale * q.
+    """Returns the float32 GRUParams that quantized weights stand for, w = scale * q; `gru_jax.gru` takes them.
 
     Raises:
       TypeError: if qparams are not QuantizedParams.
-      ValueError: if they do not hold together.
+      ValueError: if their arrays do not fit together.
 
     Example:
       >>> from gru_jax import GRUConfig, init_params
@@ -81,7 +81,7 @@ def to_float(qparams: QuantizedParams) -> dict[str, dict[str, jax.Array]]:
 
 
 def check_quantized(function: str, qparams: QuantizedParams) -> GRUConfig:
-    """Reads the sizes off quantized parameters, and checks that they hold together."""
+    """Reads the sizes off quantized parameters, and checks that their arrays fit together."""
     is_dict = isinstance(qparams, Mapping)
     config = check_params(function, without_scales(qparams) if is_dict else qparams)
     kinds = {str(cell[key].dtype) for cell in qparams.values() for key in ("kernel_ih", "kernel_hh")}
@@ -109,7 +109,7 @@ def check_quantized(function: str, qparams: QuantizedParams) -> GRUConfig:
 
 
 def without_scales(qparams: QuantizedParams) -> dict[str, Any]:
-    """The kernels and biases alone, with the shapes and, to the eye of `check_params`, the dtypes of GRUParams."""
+    """Returns only the kernels and biases, as `check_params` takes them: float shapes stand in for int8 kernels."""
     return {
         name: {key: _float_shape(a) for key, a in cell.items() if key not in _EXTRAS}
         if isinstance(cell, Mapping)

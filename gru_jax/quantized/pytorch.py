@@ -1,10 +1,11 @@
-"""PyTorch's dynamically quantized GRU and GRUCell (torch.ao.nn.quantized.dynamic), to QuantizedParams.
+"""Converts PyTorch's dynamically quantized GRU and GRUCell (torch.ao.nn.quantized.dynamic) to QuantizedParams.
 
-    _all_weight_values.{layer*D + direction}.param    of a GRU: one object holds both matrices and biases of a cell
-    _packed_weight_ih, _packed_weight_hh              of a GRUCell: a matrix and its bias each
+    _all_weight_values.{layer*D + direction}.param    in a GRU: one object with both matrices and biases of a cell
+    _packed_weight_ih, _packed_weight_hh              in a GRUCell: two objects, each with a matrix and its bias
 
-Neither is a tensor, but an object of PyTorch's C++ library, which its pickled state opens. The biases that compute are
-those inside; a converted GRUCell's attributes bias_ih and bias_hh are left over from its construction.
+These are not tensors but objects of PyTorch's C++ library, and their pickled state holds the numbers. PyTorch computes
+with the biases inside them. A converted GRUCell also has attributes bias_ih and bias_hh: they are left over from its
+construction, and not used.
 """
 
 import dataclasses
@@ -30,26 +31,26 @@ def from_torch(
 ) -> tuple[GRUConfig, dict[str, dict[str, jax.Array]]]:
     """Takes a dynamically quantized GRU out of PyTorch: what `torch.ao.quantization.quantize_dynamic` has made.
 
-    `torch.load(path, weights_only=True)` refuses a file that holds one. For a file that you trust, and only then, since
-    it runs what the file says, `torch.load(path, weights_only=False)` gives the model or the state_dict.
+    `torch.load(path, weights_only=True)` refuses a file that holds such a GRU. `torch.load(path, weights_only=False)`
+    loads it, but runs any code that the file asks for: use it only for a file that you trust.
 
     Args:
       source: a torch.ao.nn.quantized.dynamic.GRU or GRUCell, or a module that holds one at `prefix`; or the state_dict
         of either.
       prefix: where the GRU is: "encoder.rnn." for the key "encoder.rnn._all_weight_values.0.param".
-      bidirectional: needed for a state_dict of two cells whose input size is the hidden size alone, which fits two
-        layers and two directions alike.
-      reduce_range: None takes what the model holds. False for a model that ran under the engine qnnpack, which ignores
-        that. Its numbers are then those of 8-bit activations, as also under x86 on a CPU with VNNI; older CPUs
-        overflow there.
+      bidirectional: needed only for a state_dict of two cells whose input size equals the hidden size: they may be two
+        layers or two directions.
+      reduce_range: None takes the value that the model holds. Pass False for a model that ran under the engine qnnpack,
+        which ignores that value: its activations have 8 bits. A model that holds False gives the same numbers under the
+        engine x86 on a CPU with VNNI; older CPUs overflow.
 
     Returns:
-      (config, qparams), for `quantized.gru`. A GRUCell is a GRU of one layer. A module tells its `batch_first` and
+      (config, qparams), for `quantized.gru`. A GRUCell is a GRU of one layer. A module has its `batch_first` and
       `dropout` (which it never applies); a state_dict does not.
 
     Raises:
       TypeError: if the source is something else.
-      ValueError: if there is no quantized GRU at `prefix`, or one that does not hold together.
+      ValueError: if there is no quantized GRU at `prefix`, or one whose arrays do not fit together.
 
     Example:
       >>> import torch, warnings
@@ -75,7 +76,7 @@ def from_torch(
 
 
 def _state_dict(source: Any, prefix: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Returns the state_dict, and what a module tells beyond it."""
+    """Returns the state_dict, and a module's arguments that are not in it."""
     if isinstance(source, Mapping):
         return source, {}
     if isinstance(source, type) or not hasattr(source, "state_dict") or not hasattr(source, "named_modules"):
@@ -107,12 +108,12 @@ def _cells(state_dict: Mapping[str, Any], prefix: str) -> list[dict[str, jax.Arr
             f"quantized.from_torch: expected a quantized GRU at prefix {prefix!r}, found none. {_prefixes(state_dict)} "
             "gru_jax.from_torch takes a float GRU."
         )
-    # A GRUCell holds no reduce_range: PyTorch's kernel has it fixed.
+    # A GRUCell holds no reduce_range: PyTorch's kernel always uses True.
     return [_cell(prefix, *(_state(f"{prefix}{key}", held[key]) for key in packed), reduce_range=True)]
 
 
 def _opened_cell(key: str, param: Any) -> dict[str, jax.Array]:
-    """One cell of a GRU."""
+    """Returns one cell of a GRU."""
     try:
         kind, _, _, integers, (ih, hh) = _state(key, param)
     except (TypeError, ValueError) as error:
@@ -125,7 +126,7 @@ def _opened_cell(key: str, param: Any) -> dict[str, jax.Array]:
 
 
 def _state(key: str, packed: Any) -> tuple:
-    """What PyTorch would pickle of one of its C++ objects."""
+    """Returns what PyTorch would pickle for one of its C++ objects."""
     try:
         return packed.__getstate__()[0]
     except (AttributeError, TypeError, KeyError, IndexError, RuntimeError) as error:
@@ -134,7 +135,7 @@ def _state(key: str, packed: Any) -> tuple:
 
 
 def _cell(key: str, ih: tuple, hh: tuple, *, reduce_range: bool) -> dict[str, jax.Array]:
-    """CellParams, quantized, from the (weight, bias) of both halves."""
+    """Returns one cell of QuantizedParams, made of the (weight, bias) of each half."""
     kernels, scales, biases = {}, {}, {}
     for half, (weight, bias) in {"ih": ih, "hh": hh}.items():
         kernel, scale = _numbers(key, weight)
@@ -176,7 +177,7 @@ def _with_range(cell: dict[str, jax.Array], reduce_range: bool | None) -> dict[s
 
 
 def _names(cells: list[dict[str, jax.Array]], prefix: str, bidirectional: bool | None) -> list[str]:
-    """Names the cells: their input sizes say whether every second one is a reverse direction."""
+    """Names the cells. Their input sizes show whether every second cell is a reverse direction."""
     hidden = cells[0]["kernel_hh"].shape[0]
     sizes = [cell["kernel_ih"].shape[0] for cell in cells]
     fits = []

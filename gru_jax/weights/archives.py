@@ -1,4 +1,4 @@
-"""An archive of files: the GRUs of all its members that are files of weights."""
+"""Opens an archive, and finds the GRUs in all files of weights inside it."""
 
 import shutil
 import tempfile
@@ -17,13 +17,13 @@ def open_archive(path: Path, kind: str, names: Mapping[str, str] | None) -> Cont
     """Opens the files of weights in an archive.
 
     Args:
-      path: of the archive.
+      path: the archive.
       kind: one of `signatures.ARCHIVES`.
       names: other names for tensors, see `checkpoint.load`.
 
     Returns:
-      The contents of the only file of weights, or of the only one that holds GRUs. Of several, those of all, where
-      each name begins with its file's: "encoder.pt:rnn.".
+      The contents of all files of weights, where each name begins with its file's: "encoder.pt:rnn.". If only one file
+      holds GRUs, or there is only one file of weights, its names stay as they are.
 
     Raises:
       ValueError: if the archive is damaged or hostile, or holds no file of weights.
@@ -51,7 +51,7 @@ def open_archive(path: Path, kind: str, names: Mapping[str, str] | None) -> Cont
 
 
 def _open_member(copy: Path, names: Mapping[str, str] | None) -> Contents | None:
-    """Opens a file out of an archive; None where it is no file of weights."""
+    """Opens a file from an archive. Returns None if it is no file of weights."""
     kind = kind_of(copy)
     if kind in ARCHIVES:
         raise ValueError("an archive inside an archive. Unpack the outer one first.")
@@ -75,14 +75,14 @@ def _merged(
 
 
 class _Folder:
-    """A temporary folder, removed when nothing refers to this object any more, and when Python ends."""
+    """A temporary folder. It is removed when nothing refers to this object any more, or when Python ends."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="gru_jax."))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
     def kept_for(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns the function, with a reference to the folder whose files it reads."""
+        """Returns the function with a reference to this folder, so that the files that it reads stay there."""
 
         def call(*arguments: Any, _folder: _Folder = self) -> Any:
             return function(*arguments)

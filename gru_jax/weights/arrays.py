@@ -25,7 +25,7 @@ def check_dtypes(framework: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def to_jax(source: str, cells: Mapping[str, Mapping[str, np.ndarray]]) -> Params:
-    """Copies the arrays of each cell into JAX, and warns where they become narrower; `source` begins the warning.
+    """Copies the arrays of each cell into JAX. Warns if float64 becomes float32; the warning begins with `source`.
 
     It is a copy, so that a later change of the original arrays does not change the parameters.
     """
@@ -40,7 +40,7 @@ def to_jax(source: str, cells: Mapping[str, Mapping[str, np.ndarray]]) -> Params
 
 
 def _levels_to_the_caller() -> int:
-    """How many calls up the code stands that called gru_jax: what a warning is about."""
+    """Returns the `stacklevel` with which a warning points to the code that called gru_jax."""
     level, frame = 0, inspect.currentframe()
     while frame and frame.f_globals.get("__name__", "").startswith("gru_jax"):
         level, frame = level + 1, frame.f_back

@@ -20,17 +20,18 @@ def load(
 
     Args:
       path: a file of `save`; of PyTorch, safetensors or the index of several, ONNX, Keras, NumPy (.npz) or Flax
-        (msgpack); an Orbax folder; or a .tar, .tar.gz or .zip around one of them.
-      prefix: where the GRU is in the file, "encoder.rnn."; the last dot may be left out. None for the only one.
+        (msgpack); an Orbax folder; or a .tar, .tar.gz, .zip or .gz around such a file.
+      prefix: where the GRU is in the file, "encoder.rnn.", whose last dot may be left out; in an ONNX or Keras file the
+        name of the node or layer. None for the only GRU.
       names: other names for tensors, {"enc_w_ih": "encoder.weight_ih"}, where they do not follow a known convention.
 
     Returns:
-      (config, params). A file of `save` gives back its whole config. In others `batch_first` and `dropout` are mostly
-      not written, and keep their defaults.
+      (config, params). A file of `save` gives back its whole config. Most other files do not hold `batch_first` and
+      `dropout`, which then keep their defaults.
 
     Raises:
       ValueError: if the file is damaged or hostile, or of no known format; if it holds no GRU, or several and no
-        prefix is given, or none at the prefix; if what is there can't be imported, and why.
+        prefix is given, or none at the prefix; or if the GRU there can't be imported (the message says why).
       TypeError: if tensors are not floating.
       OSError: if the file can't be read.
       ImportError: if the package that reads the format is not installed.

@@ -1,4 +1,4 @@
-"""One file of weights, of a known kind: its tensors or its graph, and the GRUs among them."""
+"""Opens one file of weights, whose kind is known, and finds the GRUs in it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +22,11 @@ _TENSORS = {
     "safetensors": open_safetensors,
     "torch": open_torch,
 }
-_MODELS = {"keras": open_keras, "onnx": open_onnx}  # they describe their layers, so nothing goes by tensors' names
+_MODELS = {"keras": open_keras, "onnx": open_onnx}  # they describe their layers: tensors' names do not count
 
 
 def open_file(path: Path, kind: str, names: Mapping[str, str] | None) -> Contents:
-    """Opens a file, or an Orbax folder, of a `kind` that `signatures.kind_of` has told; tensors are not read yet.
+    """Opens a file, or an Orbax folder, of the `kind` that `signatures.kind_of` returned. Tensors are not read yet.
 
     Raises:
       ValueError: if it is damaged or hostile, or `names` are given for a format that has none.

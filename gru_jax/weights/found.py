@@ -1,4 +1,4 @@
-"""What a file is read into: tensors by name, the GRUs among them, and how to run each in its own framework."""
+"""What reading a file gives: its tensors by name, the GRUs among them, and how to run each in its own framework."""
 
 import contextlib
 import difflib
@@ -14,16 +14,16 @@ import numpy as np
 from gru_jax.params import GRUConfig
 
 Params = dict[str, dict[str, jax.Array]]
-_LISTED, _PROBLEMS = 20, 8  # names, and problems, that an error message lists
+_LISTED, _PROBLEMS = 20, 8  # how many names, and how many problems, an error message lists
 
 
 class Tensor(NamedTuple):
     """A tensor that is not read yet.
 
     Attributes:
-      shape: of it.
-      dtype: its name, "float32", "bfloat16", "int64", ...
-      read: gives its numbers, in that dtype.
+      shape: its shape.
+      dtype: the name of its dtype, "float32", "bfloat16", "int64", ...
+      read: returns its numbers, in that dtype.
     """
 
     shape: tuple[int, ...]
@@ -32,12 +32,12 @@ class Tensor(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """What a container, a file of named tensors, holds.
+    """What a container holds. A container is a file of named tensors.
 
     Attributes:
       format: what kind of file it is, "PyTorch, zip".
       by_name: its tensors.
-      config: what stands where gru_jax writes a GRU's config; None where nothing does.
+      config: what is stored, unchecked, where gru_jax writes a GRU's config; None if nothing is.
     """
 
     format: str
@@ -50,15 +50,15 @@ class Found(NamedTuple):
 
     Attributes:
       config: its sizes and its form of the new gate.
-      read: gives its parameters. Raises ValueError or TypeError where they turn out not to be a GRU's.
-      original: runs it in the framework that it comes from, on weights which that framework, not this package, has
-        read or arranged: (dtype, x [L, N, I], h_0 [num_layers*D, N, H], d_output [L, N, D*H], d_h_n like h_0) ->
-        {"output", "h_n"} and, where that framework has gradients, those of vdot(output, d_output) + vdot(h_n, d_h_n):
-        {"d_x", "d_h_0", "d_l0/kernel_ih", ...}. dtype is "float32" or "float64"; all is NumPy, time-major.
+      read: returns its parameters. Raises ValueError or TypeError if they turn out not to be a GRU's.
+      original: runs it in the framework that it comes from, on the weights of the file, not on what `read` returns:
+        (dtype, x [L, N, I], h_0 [num_layers*D, N, H], d_output [L, N, D*H], d_h_n like h_0) -> {"output", "h_n"} and,
+        if that framework has gradients, those of vdot(output, d_output) + vdot(h_n, d_h_n): {"d_x", "d_h_0",
+        "d_l0/kernel_ih", ...}. dtype is "float32" or "float64". All arrays are NumPy's, time-major.
       framework: what `original` runs, "torch.nn.GRU".
       names: the tensors or nodes of the file that it is made of.
-      notes: what must be done besides `gru(params, x)` to get the original's numbers, a sentence each.
-      backwards: whether it has one direction, which reads x from the end; its output stands in x's order of time.
+      notes: one sentence for each thing to do besides `gru(params, x)` to get the original's numbers.
+      backwards: whether it has only one direction, and reads x from the end. Its output keeps x's order of time.
     """
 
     config: GRUConfig
@@ -73,7 +73,7 @@ class Found(NamedTuple):
         return f"Found({self.framework}, {self.config})"
 
 
-Search = tuple[dict[str, Found], dict[str, str]]  # GRUs by prefix; and by prefix, why a recurrent layer is refused
+Search = tuple[dict[str, Found], dict[str, str]]  # GRUs by prefix; and the reasons by prefix why others are refused
 
 
 class Contents(NamedTuple):
@@ -81,9 +81,9 @@ class Contents(NamedTuple):
 
     Attributes:
       format: what kind of file it is, "PyTorch, zip".
-      grus: those that can be imported, by prefix or node name.
-      refused: what looks like a recurrent layer and can't be: its name, and why, "an LSTM, ...".
-      others: everything else: its name, and what it is, "float32 [3, 4]".
+      grus: the GRUs that can be imported, by prefix or by the name of a layer or node.
+      refused: what looks like a recurrent layer but can't be imported: its name -> the reason, "an LSTM, ...".
+      others: everything else: its name -> what it is, "float32 [3, 4]".
     """
 
     format: str
@@ -93,10 +93,10 @@ class Contents(NamedTuple):
 
 
 def choose(contents: Contents, name: str | None) -> tuple[str, Found]:
-    """Returns the GRU of a name, or the only one, with its full name. Raises ValueError where that is none.
+    """Returns the full name of a GRU, and the GRU. Raises ValueError if there is no such GRU.
 
     Args:
-      contents: of a file.
+      contents: what a file holds.
       name: a prefix, whose last dot may be left out, or the name of a layer or node; None for the only GRU.
     """
     grus = contents.grus
@@ -118,7 +118,7 @@ def choose(contents: Contents, name: str | None) -> tuple[str, Found]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names, the first of them where they are many."""
+    """Returns the names as text, and of many names only the first."""
     shown = list(map(repr, names))
     return ", ".join(shown[:_LISTED]) + (f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else "")
 
@@ -140,7 +140,7 @@ def naming(what: str | Path) -> Iterator[None]:
 
 
 def with_names(what: str | Path, contents: Contents) -> Contents:
-    """The same contents, where an error of a GRU that is read later names the file, too."""
+    """Returns the same contents; if reading one of its GRUs fails later, the error names the file, too."""
 
     def named(read: Callable[[], Params]) -> Params:
         with naming(what):
@@ -151,7 +151,7 @@ def with_names(what: str | Path, contents: Contents) -> Contents:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error on one line, of a few problems at most."""
+    """Returns the message of an error on one line, with a few of its problems at most."""
     head, *problems = str(error).split("\n  ")
     more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
     return f"{head[:-1]}: {'; '.join(problems[:_PROBLEMS])}{more}." if problems else head

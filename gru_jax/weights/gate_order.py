@@ -1,6 +1,6 @@
-"""The order in which each framework stores the three gates: the one table of it.
+"""The one table of gate orders: the order in which each framework stores the three gates.
 
-r is the reset gate, z the update gate, n the new gate, whose name elsewhere is h (ONNX, Keras) or a (Haiku).
+r is the reset gate, z the update gate, n the new gate. ONNX and Keras call the new gate h, Haiku calls it a.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ ORDERS = {
     "equinox": "rzn",  # equinox.nn.GRUCell: weight_ih, weight_hh
     "onnx": "zrn",  # GRU operator: W[zrh]
     "keras": "zrn",  # keras.layers.GRU: kernel, recurrent_kernel
-    "haiku": "zrn",  # haiku.GRU: w_i, w_h; and its z is the complement of PyTorch's
+    "haiku": "zrn",  # haiku.GRU: w_i, w_h; its z is 1 - z of PyTorch's
 }
 
 

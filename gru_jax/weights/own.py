@@ -1,7 +1,7 @@
-"""The parameters of gru_jax itself, found among a file's tensors.
+"""Finds gru_jax's own parameters among a file's tensors.
 
-A file holds their arrays under joined names: "encoder.rnn.l0.kernel_ih", or "cell.kernel_ih" for a single cell. What
-`saving` writes holds one GRU, "l0.kernel_ih", with its config beside it.
+A file holds their arrays under joined names: "encoder.rnn.l0.kernel_ih", or "cell.kernel_ih" for a single cell. A file
+that `saving` wrote holds one GRU, "l0.kernel_ih", with its config beside it.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from gru_jax.weights.pytorch.original import run as run_torch
 
 
 def find(tensors: Mapping[str, Tensor]) -> Search:
-    """Finds every GRUParams and CellParams. Their names don't tell reset_after, which keeps its default."""
+    """Finds every GRUParams and CellParams. Their names do not show `reset_after`, which keeps its default."""
     groups: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         path, _, key = name.rpartition(".")
@@ -45,7 +45,7 @@ def find(tensors: Mapping[str, Tensor]) -> Search:
 
 
 def _found(prefix: str, held: Mapping[str, Mapping[str, Tensor]]) -> Found:
-    """Checks that the tensors under `prefix` make one GRU, by cell, where "" is a single one."""
+    """Returns the GRU under `prefix`, after checking its tensors; `held` has them by cell, "" for a single cell."""
     names = {f"{prefix}{cell}{'.' if cell else ''}{key}": t for cell, keys in held.items() for key, t in keys.items()}
     check_dtypes("gru_jax", names)
     cells = {"l0": held[""]} if list(held) == [""] else held
@@ -63,7 +63,7 @@ def _found(prefix: str, held: Mapping[str, Mapping[str, Tensor]]) -> Found:
 
 
 def _in_torch(cells: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The same numbers under the names and in the layout of a torch.nn.GRU."""
+    """Returns the same numbers under the names and in the layout of a torch.nn.GRU."""
     turned = lambda tensor: Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
     return {torch_name(cell, key): turned(tensor) for cell, keys in cells.items() for key, tensor in keys.items()}
 
@@ -71,7 +71,7 @@ def _in_torch(cells: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def with_config(
     tensors: Mapping[str, Tensor], found: dict[str, Found], refused: dict[str, str], declared: Any
 ) -> Search:
-    """Gives the GRU of a file of `save` the config that stands beside it."""
+    """Gives the GRU in a file of `saving` the config that is stored beside it."""
     try:
         config = GRUConfig(**declared)
     except (TypeError, ValueError) as error:
@@ -80,7 +80,7 @@ def with_config(
         return {}, refused | {"": f"its metadata says {config}, but its tensors are not that GRU's."}
     gru = found[""]
     told = {name: getattr(config, name) for name in ("batch_first", "dropout", "reset_after")}
-    with warnings.catch_warnings(action="ignore"):  # of a dropout without effect: that has been said above
+    with warnings.catch_warnings(action="ignore"):  # GRUConfig above has already warned of a dropout without effect
         inferred = dataclasses.replace(gru.config, **told)
     if inferred != config:
         return {}, {"": f"its metadata says {config}, its tensors are those of {inferred}."}
@@ -94,7 +94,7 @@ def with_config(
 def _run_paper(
     tensors: Mapping[str, Tensor], dtype: str, x: np.ndarray, h_0: np.ndarray, *cotangents: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Runs the formula that no other framework has over this package's layout."""
+    """Runs the original paper's formula in NumPy, since no other framework has it with this package's layout."""
     arguments = {"kernel_ih": "W", "kernel_hh": "R", "bias_ih": "b_W", "bias_hh": "b_R"}
     cells: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():

@@ -1,6 +1,7 @@
-"""The GRU in NumPy, as the papers write it, for frameworks that have no float64 of their own to be judged by.
+"""The GRU in NumPy, as the papers write it: the original to compare with where no framework can run it in float64.
 
-It shares no line with the implementation: a loop over time, one gate after the other, the weights in PyTorch's layout.
+It shares no code with the implementation: it loops over time, computes one gate after the other, and takes the weights
+in PyTorch's layout.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ def run(
       x: [L, N, I].
       h_0: [num_layers*D, N, H].
       reset_after: the form of the new gate.
-      backwards: whether each cell but a "_reverse" one reads from the end, too.
+      backwards: whether the cells without "_reverse" read x from the end, too.
 
     Returns:
       "output" [L, N, D*H] and "h_n" [num_layers*D, N, H].
@@ -46,7 +47,7 @@ def run(
 
 
 def _step(cell: Mapping[str, np.ndarray], h: np.ndarray, x: np.ndarray, reset_after: bool) -> np.ndarray:
-    """One step: Cho et al. 2014, arXiv:1406.1078, or with the reset after the product."""
+    """Computes one step as in Cho et al. 2014, arXiv:1406.1078, or with the reset gate after the product."""
     i_r, i_z, i_n = (x @ w.T + b for w, b in zip(cell["W"], cell["b_W"], strict=True))
     (r_r, r_z, r_n), (b_r, b_z, b_n) = cell["R"], cell["b_R"]
     r = _sigmoid(i_r + h @ r_r.T + b_r)

@@ -1,4 +1,4 @@
-"""Writes that are whole or not at all."""
+"""Replaces a file or folder only after the new one is completely written."""
 
 import os
 import shutil
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; what was written there then takes its place, a file or a folder.
+    """Yields a temporary path beside `path`. The file or folder written there then replaces whatever is at `path`.
 
-    Where the writing fails or breaks off, whatever was at `path` before is still there, whole.
+    If the writing fails or is interrupted, whatever was at `path` before stays.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(f"{folder}/a.txt") as made:

@@ -1,4 +1,4 @@
-"""The files of gru_jax itself: a GRU's parameters with its config beside them, in safetensors, msgpack or Orbax."""
+"""Writes gru_jax's own files: a GRU's parameters and its config, in safetensors, msgpack or Orbax."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from gru_jax.weights.declared import KEY, plain_config
 def save(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> None:
     """Writes a GRU to a safetensors file, from which `load` gives back the same config and parameters.
 
-    The file is written under a temporary name and then renamed: a crash leaves whatever was at `path` before.
+    The file is written under a temporary name and then renamed, so a crash leaves whatever was at `path` before.
 
     Args:
-      path: of the file. One that exists is replaced.
-      config: the GRU's, in full: it stands in the file's metadata.
-      params: GRUParams, under the names "l0.kernel_ih", "l0.kernel_hh", ... in their own dtypes.
+      path: the file to write. An existing file is replaced.
+      config: the GRU's config, all of which goes into the file's metadata.
+      params: GRUParams, which get the names "l0.kernel_ih", "l0.kernel_hh", ... and keep their dtypes.
 
     Raises:
       TypeError: if the arguments are of the wrong kind.
@@ -55,5 +55,5 @@ def save_orbax(path: Path, config: GRUConfig, params: GRUParams) -> None:
 
 
 def _plain(params: GRUParams) -> dict[str, dict[str, jax.Array]]:
-    """The same tree of dicts, whatever kinds of mappings it is made of."""
+    """Returns the same tree as plain dicts, whatever kinds of mappings it is made of."""
     return {cell: dict(arrays) for cell, arrays in params.items()}

@@ -9,18 +9,18 @@ from gru_jax.weights.found import Contents, Found, Tensor, Tensors, listed
 from gru_jax.weights.jax import equinox, flax, haiku
 from gru_jax.weights.pytorch import importer as pytorch
 
-_CONVENTIONS = (pytorch, flax, own, equinox, haiku)  # in which order their reasons to refuse are given
+_CONVENTIONS = (pytorch, flax, own, equinox, haiku)  # if several refuse one prefix, the last one's reason is given
 
 
 def search(held: Tensors, names: Mapping[str, str]) -> Contents:
     """Finds the GRUs of every convention among the tensors of a file.
 
     Args:
-      held: what a container gives.
+      held: what a container holds.
       names: other names for tensors, see `checkpoint.load`.
 
     Raises:
-      ValueError: if `names` fit no tensor, or two of one name would come of them.
+      ValueError: if `names` has a name that no tensor has, or would give two tensors the same name.
     """
     tensors = _renamed(held.by_name, names)
     claims: dict[str, list[Found]] = {}
@@ -46,9 +46,9 @@ def search(held: Tensors, names: Mapping[str, str]) -> Contents:
 
 
 def _prefer_whole(claims: dict[str, list[Found]]) -> None:
-    """Drops a claim whose tensors are only a part of another's at the same prefix.
+    """Drops a claim whose tensors are only some of the tensors of another claim at the same prefix.
 
-    The weights of an Equinox cell have the names of a PyTorch cell without biases; its biases tell.
+    The weights of an Equinox cell have the names of a PyTorch cell without biases. Only Equinox claims its biases, too.
     """
     for prefix, grus in claims.items():
         names = [set(gru.names) for gru in grus]

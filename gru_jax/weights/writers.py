@@ -17,9 +17,9 @@ class Format(NamedTuple):
     """A format to write.
 
     Attributes:
-      title: what it is.
-      suffixes: of files that are written so without being told; "" for a folder.
-      save: (path, config, params), writes it.
+      title: what it is, for messages: "an ONNX model".
+      suffixes: the suffixes of a path that choose this format; "" for a folder.
+      save: writes a GRU, given (path, config, params).
     """
 
     title: str
@@ -49,6 +49,6 @@ def format_of(path: Path) -> str:
 
 
 def write(name: str, path: Path, config: GRUConfig, params: GRUParams) -> None:
-    """Writes a GRU, whole or not at all."""
+    """Writes a GRU in the format `name`. If that fails, whatever was at `path` before stays."""
     with replacing(path) as made:
         FORMATS[name].save(made, config, params)

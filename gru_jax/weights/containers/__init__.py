@@ -1,1 +1,1 @@
-"""Files of named tensors, one kind a module: `open_*` gives the tensors, not read yet."""
+"""Files of named tensors. Each kind has one module, whose `open_*` returns the tensors without reading them yet."""

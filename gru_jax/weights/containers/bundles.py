@@ -1,6 +1,6 @@
-"""Archives around files of weights: .tar, .tar.gz, .zip, and one file in .gz.
+"""Unpacks archives of files of weights: .tar, .tar.gz, .zip, and .gz around one file.
 
-Each member is copied to a file under a name of ours, never extracted under its own.
+Each member is copied to a path that we choose. It is never extracted to its own path.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 
 from gru_jax.weights.containers.zips import refuse_bomb
 
-LIMIT = 10**9  # bytes that a bundle may unpack to without being a hundredth of it itself
+LIMIT = 10**9  # bytes that any bundle may unpack to; more are allowed up to a hundred times its own size
 _ERRORS = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, NotImplementedError),
     *(KeyError, IndexError, OverflowError, MemoryError),
@@ -24,7 +24,7 @@ _ERRORS = (
 
 
 def unpack(path: Path, kind: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yields each regular file's name in an archive of this `kind`, one of `ARCHIVES`, and its copy in `folder`.
+    """Yields the name of each regular file in an archive, and its copy in `folder`. `kind` is one of `ARCHIVES`.
 
     Raises:
       ValueError: if the archive is damaged or hostile.
@@ -32,7 +32,7 @@ def unpack(path: Path, kind: str, folder: Path) -> Iterator[tuple[str, Path]]:
     total, held, names = 0, path.stat().st_size, set()
     try:
         for name, size, stream in _members(path, kind):
-            # A name is only ever shown, but one that tries to escape says what the archive is for.
+            # Names are only shown, never used as paths, but one that tries to escape shows a hostile archive.
             if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
                 raise ValueError(f"not opened: the path of its member {name!r} escapes from the archive.")
             if stream is None:
@@ -52,7 +52,7 @@ def unpack(path: Path, kind: str, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _members(path: Path, kind: str) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """Yields each member's name, the size that it claims, and its bytes; None for what is no regular file."""
+    """Yields each member's name, the size that it claims, and a stream of its bytes (None if it is no regular file)."""
     if kind == "zip":
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -67,25 +67,29 @@ def _members(path: Path, kind: str) -> Iterator[tuple[str, int, IO[bytes] | None
             with tarfile.open(fileobj=counted, mode="r|") as archive:
                 for member in archive:
                     yield _shown(member.name), member.size, archive.extractfile(member) if member.isreg() else None
-                # tarfile takes a damaged header for the end. What follows the end is zeros; gzip then checks its sum.
+                # tarfile takes a damaged header for the end, but after a real end there are only zeros. Reading all of
+                # them also makes gzip check its CRC.
                 while rest := cast(Any, archive.fileobj).read(1 << 20):
                     if rest.strip(b"\0"):
                         raise tarfile.ReadError("a header is damaged")
 
 
 def _shown(name: str) -> str:
-    """The name without what is no text, and could steer a terminal."""
+    """Returns the name with "?" for characters that are not printable, since they could control a terminal."""
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
 class _Counted:
-    """A stream that stops when it has given far more than the file can hold: neither tar nor gzip says so before."""
+    """A stream that raises ValueError once it has given far more bytes than the file can hold.
+
+    Neither tar nor gzip says beforehand how many bytes there are in all.
+    """
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, held: int) -> None:
         self.stream, self.held, self.given = stream, held, 0
 
     def read(self, size: int = -1) -> bytes:
-        """Reads on."""
+        """Reads up to `size` bytes, and counts them."""
         data = self.stream.read(size)
         self.given += len(data)
         refuse_bomb(self.given, self.held, limit=LIMIT)

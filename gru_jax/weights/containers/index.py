@@ -1,4 +1,4 @@
-"""The index of a model in several files, model.safetensors.index.json: which file holds which tensor."""
+"""Opens a model in several files by its index, model.safetensors.index.json: which file holds which tensor."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def open_index(path: Path) -> Tensors:
     """Returns the tensors of all files that an index names.
 
     Raises:
-      ValueError: if it is no index, a file is not directly beside it, or does not hold what it says.
+      ValueError: if it is no index, or a file is not directly beside it, or does not hold what the index says.
       FileNotFoundError: if files are missing.
     """
     try:
@@ -53,12 +53,12 @@ def _open_shard(path: Path) -> Tensors:
 
 
 def _is_beside(path: Path, name: object) -> bool:
-    """Whether a name is that of a file in the folder of `path`, or in the one that `path` itself is a link into."""
+    """Whether a name is that of a file in the folder of `path` or, if `path` is a link, in the folder of its target."""
     if not isinstance(name, str) or name != Path(name).name or name in ("", "..") or "\\" in name or "\0" in name:
         return False
     try:  # The Hugging Face cache links an index and its files into one folder of blobs.
         return (path.parent / name).resolve(strict=True).parent in {path.parent.resolve(), path.resolve().parent}
-    except FileNotFoundError:  # It is missing, which is said of all that are.
+    except FileNotFoundError:  # `open_index` lists all missing files in one error.
         return True
     except (OSError, RuntimeError):  # a link to itself
         return False

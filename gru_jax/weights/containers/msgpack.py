@@ -12,7 +12,7 @@ from gru_jax.weights.found import Tensor, Tensors
 
 
 def open_msgpack(path: Path) -> Tensors:
-    """Returns the arrays of a file of flax.serialization, and the config that `own.save_msgpack` wrote beside them."""
+    """Returns the arrays of a file of flax.serialization, and the config that `saving.save_msgpack` wrote there."""
     from flax import serialization
 
     try:
@@ -27,7 +27,7 @@ def open_msgpack(path: Path) -> Tensors:
         raise ValueError(
             f"expected params beside the config of a GRU, and no more, as save writes them, got {list(tree)}."
         )
-    # A later version's config may have more fields, and is refused for them.
+    # The config of a later version may have more fields. It counts as ours, so that it is refused and not overlooked.
     ours = pair and (is_config(tree["config"]) or (isinstance(tree["params"], Mapping) and "l0" in tree["params"]))
     leaves = flatten(tree["params"] if ours else tree)
     kinds = np.ndarray | np.generic | bool | int | float
@@ -44,7 +44,7 @@ def write_msgpack(path: Path, tree: Any) -> None:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of dicts and lists under their dotted names. It does not recurse: a file may nest deeply."""
+    """Returns the leaves of dicts and lists under dotted names. It does not recurse, since a file may nest too deep."""
     leaves, nodes = {}, [("", tree)]
     while nodes:
         name, node = nodes.pop()

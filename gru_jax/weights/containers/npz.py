@@ -1,4 +1,4 @@
-"""NumPy's .npz files: each array is read by itself, and none that would run code."""
+"""NumPy's .npz files: each array is read by itself. Arrays of Python objects, which could run code, are not read."""
 
 import functools
 import math
@@ -39,7 +39,8 @@ def open_npz(path: Path) -> Tensors:
 def _npy(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
     """Reads the header of one array."""
     try:
-        with archive.open(info) as file, warnings.catch_warnings(action="ignore"):  # of headers by Python 2
+        # NumPy warns of headers that Python 2 wrote.
+        with archive.open(info) as file, warnings.catch_warnings(action="ignore"):
             version = np.lib.format.read_magic(file)
             if version not in _NPY_HEADERS:
                 return _unreadable(info.filename, f"of version {version} of the .npy format")

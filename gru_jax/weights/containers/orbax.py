@@ -15,9 +15,9 @@ from gru_jax.weights.found import Tensor, Tensors
 
 
 def open_orbax(path: Path) -> Tensors:
-    """Returns the arrays of an Orbax checkpoint, not read yet, and the config that `own.save_orbax` wrote beside them.
+    """Returns the arrays of an Orbax checkpoint, not read yet, and the config that `saving.save_orbax` wrote there.
 
-    A step that a CheckpointManager wrote holds one folder an item, whose name then begins the arrays' names.
+    A step that a CheckpointManager wrote has one folder per item. The names of the arrays then begin with the item's.
     """
     items = [path] if (path / "_METADATA").is_file() else sorted(item.parent for item in path.glob("*/_METADATA"))
     if not items:
@@ -44,7 +44,7 @@ def write_orbax(path: Path, tree: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _orbax_item(path: Path) -> dict[str, Tensor]:
-    """Reads the shapes of the arrays of one tree. TensorStore does it; Orbax would read all arrays or log to stderr."""
+    """Returns the arrays of one tree, not read yet. It uses TensorStore: Orbax would read them all or log to stderr."""
     import tensorstore
 
     with _orbax_errors():
@@ -52,7 +52,7 @@ def _orbax_item(path: Path) -> dict[str, Tensor]:
         kinds = ("jax.Array", "np.ndarray", "scalar")
         leaves = [leaf for leaf in metadata["tree_metadata"].values() if leaf["value_metadata"]["value_type"] in kinds]
         names = [".".join(str(key["key"]) for key in leaf["key_metadata"]) for leaf in leaves]
-        # Where zeros are stored like other numbers, an array without data has lost it.
+        # Missing data means zeros, unless the checkpoint stores zeros, too: then the data is lost.
         zeros = not metadata.get("store_array_data_equal_to_fill_value", False)
         driver = {"driver": "zarr3" if metadata.get("use_zarr3") else "zarr", "fill_missing_data_reads": zeros}
         is_ocdbt = (path / "manifest.ocdbt").exists()
@@ -82,6 +82,6 @@ def _orbax_item(path: Path) -> dict[str, Tensor]:
 def _orbax_errors() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # TensorStore and json let through many kinds
+    except Exception as error:  # TensorStore and json raise errors of many kinds
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"damaged, no valid Orbax checkpoint: {said}") from error

@@ -1,7 +1,7 @@
 """PyTorch's files: what torch.save writes, as a zip or as a bare pickle, and what torch.jit.save writes.
 
-torch.load reads the first two, and with weights_only=True alone: it makes tensors and plain containers, and names
-whatever else a pickle asks for. A TorchScript archive would be run by torch.jit.load, so torchscript.py reads it.
+torch.load reads the first two, always with weights_only=True: it makes only tensors and plain containers, and its error
+names anything else that a pickle asks for. torch.jit.load would run a TorchScript archive, so torchscript.py reads it.
 """
 
 import os
@@ -23,18 +23,18 @@ from gru_jax.weights.replacing import replacing
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch.serialization.MAGIC_NUMBER, pickled
-_MOST_NAMES = 10_000_000  # characters in all names and numbers in all lists: ten times a large checkpoint's
+_MOST_NAMES = 10_000_000  # characters in names plus entries of dicts and lists: a large checkpoint has a tenth of it
 
 
 def open_torch(path: str | os.PathLike[str]) -> Tensors:
     """Opens a file of torch.save or torch.jit.save; no tensor is read and no code in it is run.
 
     Args:
-      path: of the file; its suffix does not matter.
+      path: the file; its suffix does not matter.
 
     Returns:
-      Its tensors by name. Dicts and lists inside one another become dots:
-      {"state_dict": {"rnn.bias_ih_l0": ...}} gives "state_dict.rnn.bias_ih_l0". What is no tensor is left out.
+      Its tensors by name. The names of nested dicts and lists are joined by dots:
+      {"state_dict": {"rnn.bias_ih_l0": ...}} gives "state_dict.rnn.bias_ih_l0". Anything but tensors is left out.
 
     Raises:
       ValueError: if the file is truncated, corrupt, no PyTorch file, or asks for more than tensors.
@@ -62,22 +62,21 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
 
 
 def save_torch(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
-    """Writes arrays as a state_dict that torch.load reads, whole or not at all.
+    """Writes arrays as a state_dict that torch.load reads. If that fails, whatever was at `path` before stays.
 
     Args:
-      path: of the file.
+      path: the file to write.
       state_dict: NumPy or JAX arrays by name; bfloat16 becomes torch.bfloat16.
 
     Raises:
       OSError: if the file cannot be written.
       ImportError: if torch is not installed.
-
     """
     torch = require("torch", "torch")
 
     def tensor(array: Any) -> Any:
         array = np.array(array, order="C")  # a copy: torch warns of arrays that it may not write to
-        # torch takes no bfloat16 from NumPy, but its bits.
+        # torch does not take bfloat16 from NumPy, so it gets the bits.
         half = array.dtype.name == "bfloat16"
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if half else torch.from_numpy(array)
 
@@ -87,7 +86,7 @@ def save_torch(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> N
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """Returns a torch tensor's numbers without touching it; bfloat16 by way of float32, which holds all of it.
+    """Returns a torch tensor's numbers. The tensor is not changed. bfloat16 goes through float32, which loses nothing.
 
     Raises:
       TypeError: if it is sparse, quantized, on the meta device, or of a dtype that NumPy lacks.
@@ -110,7 +109,7 @@ def _open_zip(path: Path) -> Tensors:
     root = pickles[0].removesuffix("data.pkl")
     data = zips.read(path, pickles[0])  # checks its CRC, which torch does not
     if f"{root}constants.pkl" not in entries:
-        # Mapped into memory, a compressed entry would be taken for numbers as it is.
+        # With mmap=True torch.load would take the bytes of a compressed entry for numbers.
         stored = all(info.compress_type == zipfile.ZIP_STORED for info in entries.values())
         members = partial(_torch_members, check=cache(partial(zips.check_crcs, path)))
         return Tensors("PyTorch, zip", _flatten(_load(path, mmap=stored), members))
@@ -122,18 +121,18 @@ def _open_zip(path: Path) -> Tensors:
 
 
 def _is_tar(path: Path) -> bool:
-    """Whether torch.load would take it for a tar of PyTorch before 0.1.10, whose code torch before 2.6 runs."""
+    """Whether torch.load would take the file for a tar of PyTorch before 0.1.10; torch before 2.6 runs code in one."""
     try:
         with tarfile.open(path, "r:"):
             return True
     except OSError:
         raise
-    except Exception:  # tarfile lets more than TarError through where the header is corrupt
+    except Exception:  # on a corrupt header tarfile raises more than TarError
         return False
 
 
 def _load(path: Path, mmap: bool) -> Any:
-    """Calls torch.load, which raises whatever the bytes lead it to, and warns of protocols that it knows less well."""
+    """Calls torch.load. Its errors, of any kind but OSError, become ValueError; its warnings are silenced."""
     torch = require("torch", "torch")
     try:
         with warnings.catch_warnings():
@@ -157,7 +156,7 @@ def _load(path: Path, mmap: bool) -> Any:
 
 
 def _torch_members(node: Any, check: Callable[[], None] = lambda: None) -> Tensor | Mapping[Any, Any] | None:
-    """Returns a tensor, which is read after a `check` of the file; the members of a dict or list; or None."""
+    """Returns a tensor, the members of a dict or list, or None for the rest. Reading a tensor calls `check` first."""
     if isinstance(node, require("torch", "torch").Tensor):
         shape = () if node.is_nested else tuple(node.shape)
         return Tensor(shape, str(node.dtype).removeprefix("torch."), partial(_read_tensor, node, check))
@@ -168,14 +167,14 @@ def _torch_members(node: Any, check: Callable[[], None] = lambda: None) -> Tenso
 
 def _read_tensor(tensor: Any, check: Callable[[], None]) -> np.ndarray:
     check()
-    array = to_numpy(tensor)  # a view: it may still claim more memory than there is
+    array = to_numpy(tensor)  # a view, which may claim more memory than there is
     if array.size > max(tensor.untyped_storage().nbytes(), torchscript.MOST_REPEATED):
         raise ValueError(f"A tensor {list(array.shape)} of only {tensor.untyped_storage().nbytes()} bytes.")
     return array
 
 
 def _flatten(root: Any, members: Callable[[Any], Tensor | Mapping[Any, Any] | None]) -> dict[str, Tensor]:
-    """Joins the names of nested members by dots, with no recursion, which a file could make too deep."""
+    """Joins the names of nested members by dots. It does not recurse, since a file may nest too deep."""
     found: dict[str, Tensor] = {}
     todo, budget = [("", root)], _MOST_NAMES
     while todo:
@@ -189,7 +188,7 @@ def _flatten(root: Any, members: Callable[[Any], Tensor | Mapping[Any, Any] | No
                 raise ValueError(f"it holds two tensors of the name {name}.")
             found[name] = node
         elif node is not None:
-            # One list within many others, or within itself, would otherwise be walked for ever.
+            # Without a budget, the walk of a list within itself, or within many others, would not end.
             budget -= 1 + len(node)
             named = [] if budget < 0 else [pair for pair in node.items() if _is_named(*pair)]
             budget -= len(named) * len(name)

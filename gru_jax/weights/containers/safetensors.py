@@ -1,4 +1,4 @@
-"""safetensors: tensors by name, read one at a time."""
+"""safetensors files: tensors by name, read one at a time."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ _DTYPES |= {
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """Returns the tensors of a file, not read yet, and the config that `own.save` wrote into its metadata.
+    """Returns the tensors of a file, not read yet, and the config that `saving.save` wrote into its metadata.
 
     Raises:
       ValueError: if it is damaged, or holds quantized parameters.
@@ -32,7 +32,7 @@ def open_safetensors(path: Path) -> Tensors:
         raise ValueError("quantized parameters, which quantized.load loads.")
     others = {}
     for name in metadata.keys() - {KEY}:
-        with contextlib.suppress(ValueError):  # Metadata of others need not be JSON.
+        with contextlib.suppress(ValueError):  # Metadata that others wrote need not be JSON.
             others[name] = _json(metadata[name])
     refuse_lost_config(others, KEY)
     return Tensors("safetensors", tensors, _json(metadata[KEY]) if KEY in metadata else None)
@@ -50,7 +50,7 @@ def open_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_safetensors(path: str | os.PathLike[str], params: GRUParams, metadata: dict[str, str]) -> None:
-    """Writes a tree of arrays under joined names, whole or not at all."""
+    """Writes a tree of arrays under joined names. If that fails, whatever was at `path` before stays."""
     arrays = {f"{cell}.{key}": np.asarray(a, order="C") for cell, keys in params.items() for key, a in keys.items()}
     library = require("safetensors.numpy", "safetensors")
     try:
@@ -73,7 +73,7 @@ def _json(text: str) -> dict[str, Any]:
 
 
 def _read(path: Path, name: str, dtype: str) -> np.ndarray:
-    # To the library's NumPy, bfloat16 is unknown; Flax has it.
+    # With framework="numpy" safetensors can't read bfloat16; with "flax" it can.
     with _opened(path, "flax" if dtype == "bfloat16" else "numpy") as file:
         try:
             array = np.asarray(file.get_tensor(name))

@@ -1,4 +1,4 @@
-"""What kind of file a file or folder is, by its first bytes and its structure; its suffix only breaks ties."""
+"""Tells the kind of a file or folder by its first bytes and its structure, and by its suffix only if those do not."""
 
 import gzip
 import re
@@ -12,12 +12,12 @@ FORMATS = (
     "PyTorch, safetensors, ONNX, Keras (.keras, .h5), NumPy (.npz), Flax (msgpack), Orbax (a folder), and a .tar, "
     ".tar.gz or .zip around them"
 )
-# After the opcodes for the protocol and for a long of 10 bytes: the number that begins PyTorch's format before 1.6.
+# PyTorch's format before 1.6 begins with the opcode for the protocol, and then this number of 10 bytes, pickled.
 _OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ARCHIVES = ("zip", "tar", "tar.gz", "gz")
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 _UNPACK = "{} archive, which gru_jax does not unpack. Unpack it first."
-_FOREIGN = (  # offset, bytes there, what that is
+_FOREIGN = (  # offset, the bytes there, what a file with them is
     (0, b"GGUF", "a GGUF file of llama.cpp, which has no layout for a GRU. Take the model that it was made from."),
     (4, b"TFL3", "a TensorFlow Lite model. Take the Keras model that it was made from."),
     (4, b"ORTM", "an ORT model of onnxruntime. Take the .onnx file that it was made from."),
@@ -40,7 +40,7 @@ _TENSORFLOW = "a TensorFlow SavedModel or checkpoint. Write the model as .keras:
 
 
 def identify(path: Path) -> tuple[Path, str]:
-    """Returns the path and its kind; or of a folder that is no checkpoint itself, the one file of weights in it.
+    """Returns the path and its kind. For a folder that is no checkpoint itself: the one file of weights in it.
 
     Raises:
       FileNotFoundError: if there is nothing at the path.
@@ -66,7 +66,7 @@ def identify(path: Path) -> tuple[Path, str]:
 
 
 def _is_known(path: Path) -> bool:
-    """Whether something in a folder is a file of weights; a JSON file is not, since few are an index."""
+    """Whether something in a folder is a file of weights. JSON files do not count, since few of them are an index."""
     try:
         return (path.is_dir() or path.is_file()) and kind_of(path) not in (None, "index")
     except ValueError:
@@ -116,7 +116,7 @@ def _by_magic(path: Path, head: bytes) -> str | None:
 
 
 def _by_suffix(path: Path, head: bytes) -> str | None:
-    """For what has no magic bytes, or has lost them."""
+    """Returns the kind of a file without magic bytes, or of one that has lost them."""
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return "safetensors"

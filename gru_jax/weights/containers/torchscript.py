@@ -1,7 +1,7 @@
 """TorchScript archives, whose pickle is read as a list of instructions: nothing in it is called or imported.
 
 archive/data.pkl    the modules, each an object of a class __torch__.*, its attributes by name
-archive/data/0 ...  one entry a storage
+archive/data/0 ...  one entry per storage
 archive/code/       the model's code, which is not looked at
 """
 
@@ -35,11 +35,11 @@ _STORAGES = {
     "torch.ByteStorage": "uint8",
     "torch.BoolStorage": "bool",
 }
-MOST_REPEATED = 2**28  # numbers that a tensor may show of a smaller storage, by strides of 0: 1 GiB of float32
+MOST_REPEATED = 2**28  # numbers that strides of 0 may make of a smaller storage: 1 GiB of float32
 
 
 class Made:
-    """What a pickle asks to be made: of which kind, from what, and the state that it is then given."""
+    """An object that a pickle asks for: its kind, its arguments, and the state that it is then given."""
 
     def __init__(self, kind: str, arguments: Any) -> None:
         self.kind, self.arguments, self.state = kind, arguments, None
@@ -87,7 +87,7 @@ def _gather(name: str, stack: list[Any], items: list[Any]) -> None:
 
 
 def _execute(name: str, argument: Any, stack: list[Any]) -> None:
-    """Does an instruction that needs no more than the stack."""
+    """Executes an instruction that needs only the stack."""
     if name in _LITERALS:
         stack.append(argument)
     elif name in _CONSTANTS:
@@ -119,7 +119,7 @@ def _execute(name: str, argument: Any, stack: list[Any]) -> None:
 def members(node: Any, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> Tensor | Mapping[Any, Any] | None:
     """Returns a module's attributes, or the tensor that a node describes, or None for anything else.
 
-    A list of tensors is no parameter of a module: an nn.GRU keeps its weights a second time in such a list.
+    Lists are passed over: an nn.GRU keeps its weights a second time in a list of tensors.
 
     Args:
       node: a part of what `parse` gives.
@@ -136,7 +136,7 @@ def members(node: Any, sizes: Mapping[str, int], read: Callable[[str], bytes]) -
 
 
 def _tensor(node: Made, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> Tensor:
-    """Checks a tensor's claims against the size of its storage."""
+    """Returns the tensor that a node describes, after checking its claims against the size of its storage."""
     try:
         storage, offset, shape, strides, *_ = node.arguments
         _, storage_type, key, _, numel = storage.arguments

@@ -1,6 +1,6 @@
-"""Zips that are hostile or damaged: every claim is checked before anything is taken out.
+"""Reads zips that may be hostile or damaged: every claim is checked before anything is unpacked.
 
-zipfile lets struct.error, zlib.error, OverflowError and more through where a zip is damaged: all become ValueError.
+On a damaged zip zipfile raises struct.error, zlib.error, OverflowError and more. Here they all become ValueError.
 """
 
 import zipfile
@@ -10,9 +10,9 @@ BOMB_RATIO, BOMB_BYTES = 100, 100_000_000
 
 
 def refuse_bomb(claimed: int, held: int, *, what: str = "the file", limit: int = BOMB_BYTES) -> None:
-    """Raises ValueError where `held` bytes claim to unpack to more than `limit` and more than a hundred times as many.
+    """Raises ValueError if `held` bytes claim to unpack to more than `limit` and more than a hundred times as many.
 
-    No weights shrink to a hundredth: such a file is made to fill the memory of whoever opens it.
+    Compression never makes weights that small: such a file is made to fill the memory of whoever opens it.
     """
     if claimed > max(limit, BOMB_RATIO * held):
         raise ValueError(
@@ -21,7 +21,7 @@ def refuse_bomb(claimed: int, held: int, *, what: str = "the file", limit: int =
 
 
 def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Returns a zip's entries, once their claims are checked against the size of the file and one another."""
+    """Returns a zip's entries, after checking their claims against the size of the file and against one another."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
@@ -51,7 +51,10 @@ def read(path: Path, name: str) -> bytes:
 
 
 def _unchecked_where_unwritten(archive: zipfile.ZipFile) -> zipfile.ZipFile:
-    """After torch.serialization.set_crc32_options(False) every CRC is 0; zipfile skips an entry that has none."""
+    """Removes CRCs that are 0, so that zipfile does not check them.
+
+    After torch.serialization.set_crc32_options(False), torch.save writes 0 for every CRC.
+    """
     for info in archive.infolist():
         if not info.CRC:
             del info.CRC

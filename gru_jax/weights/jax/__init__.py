@@ -1,4 +1,4 @@
-"""GRU cells of the JAX libraries, Flax, Equinox and Haiku, to our parameters and back."""
+"""Converts GRU cells of the JAX libraries Flax, Equinox and Haiku to our parameters and back."""
 
 from gru_jax.weights.jax.equinox import from_equinox, to_equinox
 from gru_jax.weights.jax.flax import from_flax, to_linen, to_nnx

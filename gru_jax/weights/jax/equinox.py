@@ -1,4 +1,4 @@
-"""Equinox's GRUCell, to our parameters and back.
+"""Converts Equinox's GRUCell to our parameters and back.
 
     weight_ih [3H, I]   weight_hh [3H, H]   bias [3H]   bias_n [H]
 
@@ -31,8 +31,8 @@ def from_equinox(cell: Any) -> tuple[GRUConfig, Params]:
     """Takes the parameters out of an `equinox.nn.GRUCell`.
 
     Args:
-      cell: the cell, or a dict of its arrays, "weight_ih", "weight_hh", "bias" and "bias_n", the last two left out or
-        None for use_bias=False. It is neither changed nor aliased.
+      cell: the cell, or a dict of its arrays, "weight_ih", "weight_hh", "bias" and "bias_n"; the last two are left out
+        or None for use_bias=False. It is neither changed nor aliased.
 
     Returns:
       (config, params), a GRU of one layer, with zeros for the biases that the cell lacks. Dtypes are kept, but float64
@@ -40,7 +40,7 @@ def from_equinox(cell: Any) -> tuple[GRUConfig, Params]:
 
     Raises:
       TypeError: if it is something else, or an array is not floating.
-      ValueError: if it is an LSTM's, an array is missing, unexpected or of the wrong shape, or dtypes are mixed.
+      ValueError: if it is an LSTM, an array is missing, unexpected or of the wrong shape, or dtypes are mixed.
 
     Example:
       >>> arrays = {"weight_ih": jnp.ones((60, 10)), "weight_hh": jnp.ones((60, 20))}
@@ -69,15 +69,15 @@ def to_equinox(cell: CellParams, *, reset_after: bool = True) -> dict[str, jax.A
 
     Args:
       cell: CellParams, `params["l0"]` of a GRU.
-      reset_after: of that GRU.
+      reset_after: that GRU's form of the new gate.
 
     Returns:
-      "weight_ih", "weight_hh", and where there are biases "bias" and "bias_n", for
+      A dict `arrays` of "weight_ih", "weight_hh" and, if there are biases, "bias" and "bias_n", for
       `eqx.tree_at(lambda cell: [getattr(cell, name) for name in arrays], cell, list(arrays.values()))`.
 
     Raises:
       TypeError: if `cell` is no dict of floating arrays.
-      ValueError: if it does not hold together, reset_after is False, which Equinox has not, or a sum overflows.
+      ValueError: if its arrays do not fit together, reset_after is False, which Equinox lacks, or a sum overflows.
 
     Example:
       >>> from gru_jax import init_params
@@ -94,7 +94,7 @@ def to_equinox(cell: CellParams, *, reset_after: bool = True) -> dict[str, jax.A
 
 
 def find(tensors: Mapping[str, Tensor]) -> Search:
-    """Finds every GRUCell with a bias. One without has the names, layout and meaning of PyTorch's GRUCell without."""
+    """Finds every GRUCell that has biases. Without them it is stored exactly as PyTorch's GRUCell without biases is."""
     return trees.find(_LAYOUT, tensors)
 
 

@@ -1,4 +1,4 @@
-"""Flax's own GRU cells, Linen's and NNX's, to our parameters and back."""
+"""Converts Flax's own GRU cells, Linen's and NNX's, to our parameters and back."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,11 +21,11 @@ from gru_jax.weights.jax.flax_cells import LINEN, NNX
 def from_flax(cell: Any) -> tuple[GRUConfig, Params]:
     """Takes the parameters out of a `flax.linen.GRUCell` or a `flax.nnx.GRUCell`.
 
-    A tree of arrays tells neither `gate_fn` nor `activation_fn`: they are taken to be sigmoid and tanh.
+    A tree of arrays does not show `gate_fn` and `activation_fn`: they are assumed to be sigmoid and tanh.
 
     Args:
-      cell: Linen's parameters of one GRUCell, variables["params"] or the part of it that is the cell's ("cell" in that
-        of an RNN); or a flax.nnx.GRUCell, its state, or that as a dict. It is neither changed nor aliased.
+      cell: the parameters of one Linen GRUCell: variables["params"], or the cell's part of it ("cell" in an RNN). Or a
+        flax.nnx.GRUCell, its state, or its state as a dict. It is neither changed nor aliased.
 
     Returns:
       (config, params), a GRU of one layer, with zeros for the biases that the cell lacks. Dtypes are kept, but float64
@@ -55,11 +55,11 @@ def to_linen(cell: CellParams, *, reset_after: bool = True) -> dict[str, dict[st
 
     Args:
       cell: CellParams, `params["l0"]` of a GRU.
-      reset_after: of that GRU.
+      reset_after: that GRU's form of the new gate.
 
     Raises:
       TypeError: if `cell` is no dict of floating arrays.
-      ValueError: if it does not hold together, reset_after is False, which Linen has not, or a sum overflows.
+      ValueError: if its arrays do not fit together, reset_after is False, which Linen lacks, or a sum overflows.
 
     Example:
       >>> from flax import linen
@@ -85,11 +85,11 @@ def to_nnx(cell: CellParams, *, reset_after: bool = True) -> dict[str, dict[str,
 
     Args:
       cell: CellParams, `params["l0"]` of a GRU.
-      reset_after: of that GRU.
+      reset_after: that GRU's form of the new gate.
 
     Raises:
       TypeError: if `cell` is no dict of floating arrays.
-      ValueError: if it does not hold together, b_hn is not zero, reset_after is False, or a sum overflows.
+      ValueError: if its arrays do not fit together, b_hn is not zero, reset_after is False, or a sum overflows.
 
     Example:
       >>> from gru_jax import init_params
@@ -120,8 +120,8 @@ def save_nnx(path: Path, config: GRUConfig, params: GRUParams) -> None:
 
 
 def find(tensors: Mapping[str, Tensor]) -> Search:
-    """Finds every GRUCell of Linen and NNX under joined names, and names Flax's other recurrent cells."""
-    # Orbax and other writers of pytrees add the attribute in which a Variable or a box keeps its array.
+    """Finds every GRUCell of Linen and NNX under joined names, and refuses Flax's other recurrent cells."""
+    # Orbax and other writers of pytrees add ".value": the attribute in which a Variable or a box keeps its array.
     bare = {name.removesuffix(".value"): name for name in tensors}
     if len(bare) < len(tensors):
         bare = {name: name for name in tensors}

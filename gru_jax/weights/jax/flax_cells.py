@@ -1,4 +1,4 @@
-"""How Flax's own GRU cells, Linen's and NNX's, keep their arrays, and what tells them from its other cells.
+"""How Flax's own GRU cells, Linen's and NNX's, keep their arrays, and how these differ from Flax's other cells.
 
     linen   {"ir": {"kernel": [I, H], "bias": [H]}, "iz", "in": alike,
              "hr": {"kernel": [H, H]}, "hz": alike, "hn": {"kernel": [H, H], "bias": [H]}}     no b_hr, no b_hz
@@ -27,7 +27,7 @@ _OTHERS: dict[frozenset[str], str] = {
 
 
 def _linen_kind(prefix: str, shapes: Shapes) -> str | None:
-    # NNX's LSTMCell has the names of Linen's, but `if_`, since `if` is a word of Python.
+    # NNX's LSTMCell has the names of Linen's, except for `if_`, since `if` is a keyword of Python.
     gates = {name.removesuffix(".kernel").removesuffix("_") for name in shapes if name.endswith(".kernel")}
     if gates & {"ir", "iz"} and gates & {"hr", "hz"}:
         return "a GRU"

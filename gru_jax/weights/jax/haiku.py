@@ -1,4 +1,4 @@
-"""dm-haiku's GRU, to our parameters and back.
+"""Converts dm-haiku's GRU to our parameters and back.
 
     w_i [I, 3H]   w_h [H, 3H]   b [3H]     gates z, r, a
 
@@ -7,8 +7,8 @@
     a  = tanh(W_ia x + W_ha (r * h) + b_a)
     h' = (1 - z) * h + z * a
 
-Its reset stands before the product, and its z weighs the new where PyTorch's weighs the old: it is 1 - z of PyTorch's.
-1 - sigmoid(s) = sigmoid(-s), so the weights and bias of z change their sign, which loses no bit.
+Its reset gate is applied before the product. Its z weighs the new state and PyTorch's z the old one, so each is 1 minus
+the other. 1 - sigmoid(s) = sigmoid(-s), so the weights and bias of z change their sign, which loses no bit.
 Source: haiku/_src/recurrent.py, dm-haiku 0.0.17.
 """
 
@@ -56,16 +56,16 @@ def from_haiku(tree: Mapping[str, Any]) -> tuple[GRUConfig, Params]:
 def to_haiku(cell: CellParams, *, reset_after: bool = True) -> dict[str, jax.Array]:
     """Writes one cell as the parameters of a `haiku.GRU`.
 
-    Haiku has one bias a gate: bias_ih + bias_hh are added in float64 and rounded once, the same function in real
+    Haiku has one bias per gate. bias_ih and bias_hh are added in float64 and rounded once: the same function in real
     arithmetic, and each bias within half a unit in the last place.
 
     Args:
       cell: CellParams, `params["l0"]` of a GRU.
-      reset_after: of that GRU; Haiku computes that with False only.
+      reset_after: that GRU's form of the new gate; Haiku has only False.
 
     Raises:
       TypeError: if `cell` is no dict of floating arrays.
-      ValueError: if it does not hold together, reset_after is True, or a sum overflows.
+      ValueError: if its arrays do not fit together, reset_after is True, or a sum overflows.
 
     Example:
       >>> from gru_jax import init_params
@@ -79,14 +79,14 @@ def to_haiku(cell: CellParams, *, reset_after: bool = True) -> dict[str, jax.Arr
 
 
 def find(tensors: Mapping[str, Tensor]) -> Search:
-    """Finds every haiku.GRU under joined names, "encoder/gru.w_i", and names an LSTM that has its default name."""
+    """Finds every haiku.GRU under joined names, "encoder/gru.w_i", and refuses an LSTM that has its default name."""
     return trees.find(_LAYOUT, tensors)
 
 
 def _kind(prefix: str, shapes: trees.Shapes) -> str | None:
     if {"w_i", "w_h"} <= shapes.keys():
         return "a GRU"
-    # An LSTM is one Linear to 4H gates, which only its name tells from any other Linear.
+    # Haiku's LSTM is one Linear to 4H gates. Only its name shows that it is not just any Linear.
     is_lstm = re.search(r"(^|[./~])lstm(_[0-9]+)?/linear\.$", prefix) and shapes.keys() <= {"w", "b"}
     return "an LSTM, not a GRU: Haiku's LSTM." if is_lstm else None
 

@@ -1,6 +1,6 @@
 """What the formats of the JAX libraries share: a cell is a tree of arrays, and runs over time by `lax.scan`.
 
-A tree is looked at flat, its names joined by dots: {"cell": {"hr": {"kernel": a}}} is {"cell.hr.kernel": a}.
+A tree is flattened first, its names joined by dots: {"cell": {"hr": {"kernel": a}}} becomes {"cell.hr.kernel": a}.
 """
 
 import bisect
@@ -27,13 +27,14 @@ class Layout(NamedTuple):
 
     Attributes:
       framework: the library's own cell, "flax.linen.GRUCell".
-      kind: (prefix, shapes under it) -> "a GRU"; or what else it is and why that can't be read; or None, for no
+      kind: (prefix, shapes under it) -> "a GRU"; or what else it is and why that can't be read; or None if it is no
         recurrent layer at all.
-      anchors: names, one of which every cell has.
-      sizes: where I and H are read: (names, axis), (names, axis); the first name that is there counts.
+      anchors: names of arrays; every cell has at least one of them.
+      sizes: where to read I and H: (names, axis) for each. The first of the names that is there counts.
       shapes: (I, H) -> name -> shape.
-      biases: the names that are absent, all together, where there is no bias.
-      to_ours: the arrays by name -> CellParams in NumPy. It permutes and negates, so it carries gradients over too.
+      biases: the names that are all absent if the cell has no bias.
+      to_ours: the arrays by name -> CellParams in NumPy. It only permutes, negates and adds zeros for biases that the
+        library lacks, so it converts gradients, too.
       step: (arrays, h, x) -> h, by the library's own cell.
       reset_after: the form of its new gate.
     """
@@ -65,7 +66,7 @@ def find(layout: Layout, tensors: Mapping[str, Tensor]) -> Search:
 
 
 def found_cell(layout: Layout, prefix: str, cell: Mapping[str, Tensor]) -> Found:
-    """Checks that the tensors under `prefix` are exactly one cell's. Raises ValueError or TypeError of one sentence."""
+    """Returns the cell under `prefix`. Raises ValueError or TypeError, on one line, unless its tensors are a cell's."""
     shapes = {name: tensor.shape for name, tensor in cell.items()}
     input_size, hidden_size = (_size(layout.framework, shapes, *where) for where in layout.sizes)
     bias = not layout.biases or any(name in shapes for name in layout.biases)
@@ -88,7 +89,7 @@ def found_cell(layout: Layout, prefix: str, cell: Mapping[str, Tensor]) -> Found
 
 
 def only(function: str, search: Search) -> Found:
-    """Returns the one cell that a whole tree is, or raises ValueError."""
+    """Returns the cell at the top of a tree. Raises ValueError if there is none."""
     grus, refused = search
     if "" in refused:
         raise ValueError(f"{function}: expected the parameters of one GRU cell, got: {refused['']}")
@@ -99,7 +100,7 @@ def only(function: str, search: Search) -> Found:
 
 
 def flatten(function: str, tree: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Returns the arrays of a nested dict under joined names; None is no array."""
+    """Returns the arrays of a nested dict under joined names. Entries that are None are left out."""
     try:
         return {name: _tensor(function, name, leaf) for name, leaf in _leaves(tree, "") if leaf is not None}
     except RecursionError:
@@ -107,7 +108,7 @@ def flatten(function: str, tree: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def leaving(function: str, cell: CellParams, reset_after: bool, layout: Layout) -> list[np.ndarray]:
-    """Returns kernel_ih, kernel_hh, bias_ih, bias_hh of a cell that the library can run; zeros for no bias."""
+    """Returns kernel_ih, kernel_hh, bias_ih and bias_hh (zeros if it has none) of a cell that the library can run."""
     check_cell(function, cell)
     if reset_after != layout.reset_after:
         raise ValueError(
@@ -120,7 +121,7 @@ def leaving(function: str, cell: CellParams, reset_after: bool, layout: Layout) 
 
 
 def _groups(tensors: Mapping[str, Tensor], anchors: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yields every prefix under which an anchor stands, and all that it holds."""
+    """Yields every prefix that has an anchor, and all tensors under it."""
     prefixes = {
         name[: -len(anchor)]: None
         for name in tensors
@@ -134,7 +135,7 @@ def _groups(tensors: Mapping[str, Tensor], anchors: tuple[str, ...]) -> Iterator
 
 
 def _size(framework: str, shapes: Shapes, names: tuple[str, ...], axis: int) -> int:
-    """Returns the size along `axis` of the first of `names` that is there, 0 where none is."""
+    """Returns the size along `axis` of the first of `names` that is there; 0 if none is."""
     held = {name: shapes[name] for name in names if name in shapes}
     for name, shape in held.items():
         if len(shape) != 2:
@@ -159,7 +160,7 @@ def _tensor(function: str, name: str, leaf: Any) -> Tensor:
 
 
 def _run(layout: Layout, arrays: Arrays, dtype: str, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """Runs the library's own cell over time. bias_hh, which no library has in full, gets no gradient."""
+    """Runs the library's own cell over time. bias_hh gets no gradient, since no library has all of it."""
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         weights, *rest = jax.tree.map(functools.partial(jnp.asarray, dtype=dtype), (arrays, *inputs))
         output, h_n, d_weights, d_x, d_h_0 = jax.tree.map(np.asarray, _scan(layout.step, weights, *rest))

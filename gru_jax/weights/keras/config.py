@@ -1,7 +1,7 @@
-"""A Keras model's config, which is JSON: the layers in it, and what a recurrent one computes.
+"""Reads a Keras model's config, which is JSON: the layers in it, and what a recurrent one computes.
 
-Nothing is deserialized: a Lambda layer's config is code. What is not known to be a keras.layers.GRU with tanh and
-sigmoid, down to every single argument, is refused.
+Nothing is deserialized, since the config of a Lambda layer is code. A recurrent layer is refused unless it is a GRU
+with tanh and sigmoid, and every one of its arguments is known.
 """
 
 import re
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
     Attributes:
       name: "gru", or "inner/gru" in a nested model.
-      own: its name in its own model.
+      own: its name in the model that directly holds it.
       top: the name of the outermost nested model around it, or its own.
       group: its group in model.weights.h5, "layers/gru_1".
       saved: its part of the config: class_name, config, module, ...
@@ -43,14 +43,14 @@ class Entry(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A GRU that is understood.
+    """A GRU layer that `gru` can compute.
 
     Attributes:
       kind: the class, "GRU", "Bidirectional", "RNN" or "GRUCell".
-      units: H.
-      bias: use_bias.
+      units: the number of features of the state, H.
+      bias: its use_bias.
       reset_after: the form of the new gate.
-      backwards: go_backwards, of a layer of one direction.
+      backwards: its go_backwards; False for a Bidirectional.
       notes: what must be done besides running a GRU.
     """
 
@@ -63,7 +63,7 @@ class Layer(NamedTuple):
 
     @property
     def shapes(self) -> list[tuple[int | None, ...]]:
-        """Of kernel, recurrent_kernel and bias; None where I stands."""
+        """The shapes of kernel, recurrent_kernel and bias, with None for I."""
         gates = 3 * self.units
         bias = [(2, gates) if self.reset_after else (gates,)] if self.bias else []
         return [(None, gates), (self.units, gates), *bias]
@@ -76,10 +76,10 @@ class Layer(NamedTuple):
 
 
 def layers(model: Any) -> list[Entry]:
-    """Returns the layers of a serialized model, those of nested models too.
+    """Returns the layers of a serialized model, and of the models nested in it.
 
     Raises:
-      ValueError: if it is no Sequential or Functional model, or its layers can't be told apart.
+      ValueError: if it is no Sequential or Functional model, nests too deep, or has two layers of the same name.
     """
     try:
         entries = list(_walk(model))
@@ -92,9 +92,9 @@ def layers(model: Any) -> list[Entry]:
 
 
 def _walk(model: Any, prefix: str = "", top: str = "", group: str = "") -> Iterator[Entry]:
-    """Keras numbers the groups by class, in order: `_save_container_state` in keras/src/saving/saving_lib.py."""
+    """Yields the layers. `_save_container_state` of keras/src/saving/saving_lib.py numbers their groups by class."""
     config = model.get("config") if isinstance(model, Mapping) else None
-    held = config.get("layers") if isinstance(config, Mapping) else config  # before Keras 2.2.3, the list itself
+    held = config.get("layers") if isinstance(config, Mapping) else config  # before Keras 2.2.3 it is the list
     if not isinstance(held, list) or not is_keras(model, MODELS):
         raise ValueError(f"The file holds {_class(model)}: only Sequential and Functional models say what is in them.")
     seen: Counter[str] = Counter()
@@ -113,14 +113,14 @@ def _walk(model: Any, prefix: str = "", top: str = "", group: str = "") -> Itera
 
 
 def is_keras(saved: Any, classes: tuple[str, ...]) -> bool:
-    """Whether a serialized object is of one of Keras's own classes; HDF5 files name no module."""
+    """Whether a serialized object is of one of these classes of Keras itself. HDF5 files name no module."""
     module = saved.get("module") if isinstance(saved, Mapping) else ""
     own = module is None or (isinstance(module, str) and module.split(".")[0] == "keras")
     return own and saved.get("class_name") in classes
 
 
 def is_recurrent(saved: Any) -> bool:
-    """Whether a serialized layer has anything of a recurrent one, at any depth: better refused than passed over."""
+    """Whether anything in a serialized layer, at any depth, looks recurrent. If so, it must not be passed over."""
     if isinstance(saved, list):
         return any(map(is_recurrent, saved))
     if not isinstance(saved, Mapping):
@@ -139,7 +139,7 @@ def masks(saved: Mapping[str, Any]) -> bool:
 
 
 def understand(saved: Mapping[str, Any]) -> Layer:
-    """Returns what a serialized recurrent layer computes, and refuses all but a GRU.
+    """Returns what a serialized recurrent layer computes, and refuses everything but a GRU.
 
     Raises:
       ValueError: with the reason why gru doesn't compute it, "an LSTM, ...".
@@ -162,7 +162,7 @@ def understand(saved: Mapping[str, Any]) -> Layer:
 
 
 def _both(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the forward layer's config of a Bidirectional, and notes; the backward one must be its twin."""
+    """Returns the config of a Bidirectional's forward layer, and notes. The backward layer must compute the same."""
     pair = [config.get("layer"), config.get("backward_layer") or config.get("layer")]
     for direction in pair:
         if not is_keras(direction, ("GRU",)):
@@ -179,7 +179,7 @@ def _both(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _cell(config: Mapping[str, Any]) -> tuple[int, bool, bool]:
-    """Returns units, use_bias and reset_after, of a GRU whose activations are tanh and sigmoid."""
+    """Returns units, use_bias and reset_after of a GRU. Raises ValueError unless it has tanh and sigmoid."""
     for key, ours in {"activation": "tanh", "recurrent_activation": "sigmoid"}.items():
         if config.get(key) != ours:
             raise ValueError(f"a GRU with {key} {config.get(key)!r}, where gru computes {ours!r} only.")
@@ -211,7 +211,7 @@ def _notes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _config(saved: Any) -> dict[str, Any]:
-    """Returns a layer's arguments, all of which are known."""
+    """Returns a layer's arguments. Raises ValueError if one of them is unknown."""
     config, kind = saved.get("config"), saved["class_name"]
     if not isinstance(config, Mapping):
         raise ValueError(f"a {kind} without a config.")
@@ -241,7 +241,7 @@ def _class(saved: Any) -> str:
 
 
 def _snake_case(name: str) -> str:
-    """keras/src/utils/naming.py, to_snake_case; of a registered class "package>Name", the Name."""
+    """`to_snake_case` of keras/src/utils/naming.py. For a registered class, "package>Name", it is that of Name."""
     name = re.sub(r"\W+", "", name.rpartition(">")[2])
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -1,4 +1,4 @@
-"""Our parameters as a Keras layer's weights, and as a .keras file."""
+"""Converts our parameters to a Keras layer's weights, and writes a .keras file."""
 
 import os
 import pathlib
@@ -20,13 +20,13 @@ def to_keras(config: GRUConfig, params: GRUParams) -> dict[str, list[np.ndarray]
     """Writes parameters in Keras's order and layout.
 
     Args:
-      config: for `reset_after`, which no shape shows.
+      config: the GRU's config; shapes do not show its `reset_after`.
       params: GRUParams.
 
     Returns:
-      "l0", "l1", ... -> what `set_weights` takes, of a keras.layers.GRU(H, reset_after=config.reset_after), or of a
-      Bidirectional of it. With reset_after=False Keras has one bias: it is bias_ih + bias_hh, rounded once; the other
-      arrays are the same numbers. bfloat16, which NumPy lacks, is widened to float32, exactly.
+      "l0", "l1", ... -> what `set_weights` takes in a keras.layers.GRU(H, reset_after=config.reset_after), or in a
+      Bidirectional of it. With reset_after=False Keras has one bias: it is bias_ih + bias_hh, rounded once. All other
+      numbers stay the same. bfloat16, which NumPy lacks, is widened to float32, exactly.
 
     Raises:
       TypeError: if params is not a dict of dicts of floating arrays.
@@ -49,15 +49,15 @@ def save_keras(path: str | os.PathLike[str], config: GRUConfig, params: GRUParam
     """Writes a .keras file that `keras.saving.load_model` opens: a Sequential model of one layer for each of ours.
 
     Its input and output are batch-major, whatever `batch_first` says; `dropout` becomes Dropout layers. The file is
-    written beside `path` and then renamed, so that a failure leaves an old file whole.
+    written beside `path` and then renamed, so a failure leaves whatever was at `path` before.
 
     Args:
-      path: ends in ".keras".
-      config: the sizes.
+      path: the file to write, which ends in ".keras".
+      config: the GRU's config.
       params: GRUParams; see `to_keras`.
 
     Raises:
-      ValueError: if the path ends otherwise, or params are not those of config.
+      ValueError: if the path does not end in ".keras", or params are not those of config.
       OSError: if it can't be written.
       ImportError: if keras is not installed.
 

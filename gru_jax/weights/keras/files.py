@@ -1,4 +1,4 @@
-"""Keras's files, opened without Keras: the model's config, and the arrays of one layer. No code of a file ever runs.
+"""Opens Keras's files without Keras: the model's config, and the arrays of one layer. No code in a file ever runs.
 
 .keras        a zip: config.json, and model.weights.h5 with layers/gru/cell/vars/0, 1, 2
 .h5, .hdf5    HDF5: the attribute model_config, and the group model_weights with a group and an order for each layer
@@ -28,7 +28,7 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MOST_CONFIG = 50_000_000  # bytes; the largest published models stay under a tenth of it
 # What Keras 2.12 and 2.13 wrote for every "layers"; Keras 3 still reads it.
 OLD_LAYERS = "_layer_checkpoint_dependencies"
-KINDS = {1: "a plain RNN", 3: "a GRU", 4: "an LSTM"}  # by the gates of the recurrent kernel
+KINDS = {1: "a plain RNN", 3: "a GRU", 4: "an LSTM"}  # by the number of gates in the recurrent kernel
 
 _ALONE = (
     ", but a file of weights alone tells neither its activations nor its direction. Load it in Keras, and save the "
@@ -40,9 +40,9 @@ class File(NamedTuple):
     """An open file.
 
     Attributes:
-      format: what kind it is.
-      config: the model's, out of JSON; None in a file of weights alone.
-      root: the HDF5 file.
+      format: what kind of file it is, "Keras, zip".
+      config: the model's config, parsed from JSON; None in a file of weights alone.
+      root: the root group of the HDF5 file.
     """
 
     format: str
@@ -52,7 +52,7 @@ class File(NamedTuple):
 
 @contextlib.contextmanager
 def open_file(path: str | os.PathLike[str]) -> Iterator[File]:
-    """Opens a file by what it holds, whatever its name.
+    """Opens a file. Its content, not its name, decides what kind of file it is.
 
     Raises:
       OSError: if there is no such file.
@@ -77,10 +77,10 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[File]:
 
 
 def read_weights(file: File, entry: Entry, layer: Layer) -> tuple[tuple[str, ...], list[list[np.ndarray]]]:
-    """Reads what the config says is there: the datasets' names, and per direction kernel, recurrent_kernel and bias.
+    """Returns the names of a layer's datasets, and per direction the arrays kernel, recurrent_kernel and bias.
 
     Raises:
-      ValueError: if an array is missing, damaged, elsewhere, or of another shape.
+      ValueError: if an array is missing, damaged, in another file, or of a shape that the config does not allow.
     """
     names = (_ordered if file.format == "Keras, HDF5" else _numbered)(file.root, entry, layer)
     each = len(layer.shapes)
@@ -91,7 +91,7 @@ def read_weights(file: File, entry: Entry, layer: Layer) -> tuple[tuple[str, ...
 
 
 def list_weights(file: File) -> tuple[dict[str, str], dict[str, str]]:
-    """Returns what a file of weights alone holds: recurrent layers, with the reason to refuse them, and the others."""
+    """Returns what a file of weights alone holds: recurrent layers with the reasons to refuse them, and the others."""
     refused, others = {}, {}
     for name, (shape, dtype) in hdf5.datasets(file.root).items():
         group, _, last = name.rpartition("/")
@@ -105,13 +105,13 @@ def list_weights(file: File) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _numbered(root: Root, entry: Entry, layer: Layer) -> list[str]:
-    """The names of a model.weights.h5: the number of each variable, in the order in which its layer makes them."""
+    """Returns a layer's names in a model.weights.h5: numbers, in the order in which the layer makes its variables."""
     with hdf5.guard(entry.group):
         old = OLD_LAYERS in root.group
     group = entry.group.replace("layers", OLD_LAYERS) if old else entry.group
     with hdf5.guard(group):
         says = "vars" in hdf5.child(root, group)
-    # The group is found by counting layers; newer versions of Keras also say whose it is.
+    # The group was found by counting layers. Newer versions of Keras also write which layer it belongs to.
     owner = attribute(root, f"{group}/vars", "name") if says else None
     if owner is not None and text(owner) != entry.own:
         raise ValueError(f"{group} is said to belong to the layer {text(owner)!r}, not to {entry.own!r}.")
@@ -126,10 +126,10 @@ def _numbered(root: Root, entry: Entry, layer: Layer) -> list[str]:
 
 
 def _ordered(root: Root, entry: Entry, layer: Layer) -> list[str]:
-    """The names of a whole-model HDF5 file: what weight_names lists, in that order; of a nested model, this layer's."""
+    """Returns a layer's names in a whole-model HDF5 file, in the order of weight_names, one list per nested model."""
     group = f"model_weights/{entry.top}"
     listed = attribute(root, group, "weight_names")
-    if listed is None:  # of more than 64 KB, it comes in numbered pieces
+    if listed is None:  # a list of more than 64 KB is stored in numbered pieces
         pieces = (attribute(root, group, f"weight_names{i}") for i in itertools.count())
         listed = [name for piece in itertools.takewhile(lambda p: p is not None, pieces) for name in np.ravel(piece)]
     names = [text(name) for name in np.ravel(listed)]
@@ -168,7 +168,7 @@ def _parse(config: str | bytes) -> Any:
 
 @contextlib.contextmanager
 def _zip() -> Iterator[None]:
-    """Turns what zipfile raises on a damaged or encrypted archive, of which it documents a part, into ValueError."""
+    """Turns all that zipfile raises on a damaged or encrypted archive into ValueError; it documents only some of it."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""HDF5 from strangers: groups, attributes and datasets, read with h5py and nothing taken on trust.
+"""Reads HDF5 files that are not trusted: groups, attributes and datasets, with h5py.
 
-Sizes are claims, held against the file's own size before anything is allocated. Of links only hard ones are followed:
-soft and external links, external storage and virtual datasets reach other files.
+Claimed sizes are compared with the file's own size before anything is allocated. Only hard links are followed: soft and
+external links, external storage and virtual datasets can lead to other files.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class Root(NamedTuple):
 
     Attributes:
       group: the h5py group.
-      size: of the file, in bytes.
+      size: the size of the file, in bytes.
     """
 
     group: Any
@@ -31,7 +31,7 @@ class Root(NamedTuple):
 
 @contextlib.contextmanager
 def opened(source: Any, content: bytes | mmap.mmap) -> Iterator[Root]:
-    """Opens a binary file, of which `content` is all there is. Raises ValueError, or ImportError without h5py."""
+    """Opens a binary file, whose bytes are `content`. Raises ValueError, or ImportError if h5py is not installed."""
     h5py = require("h5py", "keras")
     _check_heaps(content)
     with guard("The HDF5 file"):
@@ -43,15 +43,15 @@ def opened(source: Any, content: bytes | mmap.mmap) -> Iterator[Root]:
             raise ValueError(f"The HDF5 file has addresses and lengths of {widths} bytes, where Keras writes (8, 8).")
         yield Root(file, len(content))
     finally:
-        with contextlib.suppress(Exception):  # a damaged file may not even close
+        with contextlib.suppress(Exception):  # closing a damaged file can fail, too
             file.close()
 
 
 def _check_heaps(content: bytes | mmap.mmap) -> None:
-    """Raises ValueError where the objects of a global heap, which holds all texts, don't fill it exactly.
+    """Raises ValueError if the objects of a global heap, where HDF5 keeps texts, don't fill it exactly.
 
-    The HDF5 library goes round such a heap forever, and nothing in Python can stop it. The layout: HDF5 File Format
-    Specification 3.0, III.E. A heap is a header of 16 bytes, then objects, each with one as well.
+    The HDF5 library would walk through such a heap forever, and nothing in Python can stop it. A heap is a header of 16
+    bytes and then objects, each with a header of 16 bytes, too: HDF5 File Format Specification 3.0, III.E.
     """
     number = lambda start, width: int.from_bytes(content[start : start + width], "little")
     heap = content.find(b"GCOL\1")
@@ -102,7 +102,7 @@ def text(value: Any) -> str:
 
 
 def array(root: Root, path: str, shape: Sequence[int | None]) -> np.ndarray:
-    """Reads a dataset of `shape`, where None is any size, once it is shown to be what it claims, and in this file."""
+    """Reads a dataset of `shape`, where None is any size, after checking shape, dtype and that it is in this file."""
     dataset = child(root, path)
     with guard(path):
         actual, dtype = dataset.shape or (), dataset.dtype
@@ -141,7 +141,7 @@ def datasets(root: Root) -> dict[str, tuple[tuple[int, ...], str]]:
             held[name] = node.shape or (), str(node.dtype)
 
     with guard("The list of its datasets"):
-        root.group.visititems(keep)  # goes along hard links alone, and to each object once
+        root.group.visititems(keep)  # follows only hard links, and visits each object once
     return held
 
 

@@ -1,11 +1,11 @@
-"""Keras's GRU, Bidirectional(GRU) and GRUCell, as layers and in files, to our parameters.
+"""Converts Keras's GRU, Bidirectional(GRU) and GRUCell, as layers and in files, to our parameters.
 
     kernel            (I, 3H)              kernel_ih, with Keras's gates z, r, h put into the order r, z, n
     recurrent_kernel  (H, 3H)              kernel_hh, likewise
-    bias              (2, 3H)              bias_ih and bias_hh, of reset_after=True
-    bias              (3H,)                bias_ih, of reset_after=False; bias_hh is zero, which adds nothing
+    bias              (2, 3H)              with reset_after=True: bias_ih and bias_hh
+    bias              (3H,)                with reset_after=False: bias_ih; bias_hh is zero, which adds nothing
 
-Keras gives each layer of a stack a name of its own, so each is a GRU of one layer here.
+Keras gives each layer of a stack its own name, so each is a GRU of one layer here.
 """
 
 import functools
@@ -28,14 +28,14 @@ Arrays = Sequence[Sequence[np.ndarray]]  # per direction: kernel, recurrent_kern
 
 
 def open_keras(path: str | os.PathLike[str]) -> Contents:
-    """Opens a .keras archive or an HDF5 file of Keras 2 or 3. The model is not deserialized, nor is Keras imported.
+    """Opens a .keras archive or an HDF5 file of Keras 2 or 3. It neither deserializes the model nor imports Keras.
 
     Args:
-      path: of the file; what it holds counts, not its name.
+      path: the file. Its content, not its name, decides what kind of file it is.
 
     Returns:
       Its GRUs by the names of their layers, "inner/gru" in a nested model. A file of weights alone (.weights.h5) says
-      neither which activations a GRU has nor which way it reads, so the GRUs in one are refused.
+      neither which activations a GRU has nor in which direction it reads x, so its GRUs are refused.
 
     Raises:
       OSError: if there is no such file.
@@ -77,12 +77,12 @@ def from_keras(source: Any, name: str | None = None) -> tuple[GRUConfig, Params]
 
     Args:
       source: a file (see `open_keras`), or a built layer: GRU, Bidirectional(GRU), RNN(GRUCell) or GRUCell.
-      name: of the layer, where a file holds several GRUs.
+      name: the layer's name; needed if a file holds several GRUs.
 
     Returns:
-      (config, params), with batch_first=True, as Keras has it. Where more is to be done than to call `gru`, such as
-      to flip x for go_backwards, a UserWarning says so. Dtypes are kept, but float64 becomes float32, with a warning,
-      unless jax_enable_x64 is set.
+      (config, params), with batch_first=True, as Keras has it. If more must be done than to call `gru`, such as to flip
+      x for go_backwards, a UserWarning says so. Dtypes are kept, but float64 becomes float32, with a warning, unless
+      jax_enable_x64 is set.
 
     Raises:
       TypeError: if the source is something else.
@@ -113,7 +113,7 @@ def from_keras(source: Any, name: str | None = None) -> tuple[GRUConfig, Params]
 
 
 def _found(layer: Layer, names: tuple[str, ...], arrays: Arrays, notes: tuple[str, ...]) -> Found:
-    """Returns one GRU, its arrays in NumPy until they are asked for."""
+    """Returns one GRU. Its arrays stay in NumPy until it is read."""
     config = GRUConfig(
         input_size=arrays[0][0].shape[0],
         hidden_size=layer.units,
@@ -133,7 +133,7 @@ def _found(layer: Layer, names: tuple[str, ...], arrays: Arrays, notes: tuple[st
     ) -> dict[str, np.ndarray]:
         results, d_arrays = prepared(dtype)(x, h_0, d_output, d_h_n)
         for name, cell in _our_cells(d_arrays).items():
-            # Where there is but one bias, it is in the place of both of ours, and so is its gradient.
+            # With reset_after=False Keras has one bias in the place of our two, so its gradient is that of both.
             both = cell | {"bias_hh": cell["bias_ih"]} if layer.bias and not layer.reset_after else cell
             results |= {f"d_{name}/{key}": gradient for key, gradient in both.items()}
         return results
@@ -143,7 +143,7 @@ def _found(layer: Layer, names: tuple[str, ...], arrays: Arrays, notes: tuple[st
 
 
 def _our_cells(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
-    """Names the arrays of each direction as ours, with our order of the gates."""
+    """Returns the arrays of each direction under our names, with the gates in our order."""
     cells = {}
     for name, (kernel, recurrent_kernel, *bias) in zip(("l0", "l0_reverse"), arrays, strict=False):
         cell = {"kernel_ih": to_ours(kernel, "keras"), "kernel_hh": to_ours(recurrent_kernel, "keras")}
@@ -155,14 +155,14 @@ def _our_cells(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _live(source: Any) -> Found:
-    """Describes a live layer as a file would."""
+    """Returns the GRU of a live layer, which is checked as one in a file is."""
     kind = f"{type(source).__module__}.{type(source).__name__}"
     if isinstance(source, type) or kind.split(".")[0] != "keras" or not hasattr(source, "get_weights"):
         raise TypeError(f"from_keras: expected a path or one of Keras's own recurrent layers, got {kind}.")
     saved = {"module": "keras.layers", "class_name": type(source).__name__, "config": source.get_config()}
     try:
         layer = keras_config.understand(saved)
-        # Not get_weights(): it asks NumPy 2 for arrays in a way that is deprecated there.
+        # Not get_weights(): it asks for arrays in a way that NumPy 2 deprecates.
         to_numpy = live.require_keras().ops.convert_to_numpy
         arrays = [np.asarray(to_numpy(variable.value)) for variable in source.weights]
         each = len(layer.shapes)

@@ -1,4 +1,4 @@
-"""Keras's recurrent layers built and run in Keras itself, on its JAX backend."""
+"""Builds and runs recurrent layers in Keras itself, on its JAX backend."""
 
 import contextlib
 import importlib
@@ -17,17 +17,17 @@ Run = Callable[..., tuple[dict[str, np.ndarray], list[list[np.ndarray]]]]
 
 
 def require_keras() -> Any:
-    """Imports Keras, on JAX where nobody has chosen another backend: its default, TensorFlow, may not be installed."""
+    """Imports Keras, on JAX unless another backend was chosen: its default, TensorFlow, may not be installed."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     return require("keras", "keras")
 
 
 @contextlib.contextmanager
 def precision(keras: Any, dtype: str) -> Iterator[None]:
-    """Lets JAX and Keras compute in float64 where that is the dtype.
+    """Lets JAX and Keras compute in float64 if that is the dtype.
 
-    A Keras layer of dtype float64 computes tanh, matmul and more in float32 on every backend but TensorFlow, because
-    one table calls float64 float32 "to be aligned with JAX's default behavior". For as long as this lasts it doesn't.
+    A Keras layer of dtype float64 computes tanh, matmul and more in float32 on every backend but TensorFlow, because a
+    table maps float64 to float32 "to be aligned with JAX's default behavior". Within this context the table does not.
     """
     if dtype != "float64":
         yield
@@ -45,7 +45,7 @@ def precision(keras: Any, dtype: str) -> Iterator[None]:
 
 
 def build(keras: Any, layer: Layer, dtype: str, name: str | None = None, **options: Any) -> Any:
-    """Makes the Keras layer of a description, with Keras's own initial weights."""
+    """Makes the Keras layer that `layer` describes, with Keras's own initial weights."""
     cell = {"units": layer.units, "use_bias": layer.bias, "reset_after": layer.reset_after, "dtype": dtype}
     options |= {"return_sequences": True}
     if layer.kind in ("RNN", "GRUCell"):
@@ -56,16 +56,16 @@ def build(keras: Any, layer: Layer, dtype: str, name: str | None = None, **optio
 
 
 def prepare(layer: Layer, arrays: Sequence[Sequence[np.ndarray]], dtype: str) -> Run:
-    """Builds a layer with its own weights, and returns what runs it.
+    """Builds a layer with the given weights, and returns a function that runs it.
 
     Args:
-      layer: what it is.
+      layer: what the layer computes.
       arrays: its weights, per direction, as `set_weights` takes them.
       dtype: "float32" or "float64".
 
     Returns:
-      (x, h_0, d_output, d_h_n), as `Found.original` takes them -> output, h_n, d_x and d_h_0, time-major; and the
-      gradients of the weights, like `arrays`.
+      A function of (x, h_0, d_output, d_h_n), as `Found.original` takes them. It returns output, h_n, d_x and d_h_0,
+      time-major, and the gradients of the weights, in the structure of `arrays`.
 
     Raises:
       ValueError: if Keras was loaded with another backend than JAX.
@@ -83,7 +83,7 @@ def prepare(layer: Layer, arrays: Sequence[Sequence[np.ndarray]], dtype: str) ->
     def forward(weights: list[jax.Array], x: jax.Array, h_0: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch_major = jnp.swapaxes(x, 0, 1)
         (output, *h_n), _ = rnn.stateless_call(weights, fixed, batch_major, initial_state=list(h_0))
-        # Going backwards, Keras leaves the output in the order in which it has read x.
+        # With go_backwards, Keras leaves the output in the order in which it has read x.
         output = jnp.flip(output, 1) if layer.backwards else output
         return jnp.swapaxes(output, 0, 1), jnp.stack(h_n)
 

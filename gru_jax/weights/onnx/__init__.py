@@ -1,4 +1,4 @@
-"""GRUs in ONNX models, to our parameters and back."""
+"""Converts GRUs in ONNX models to our parameters and back."""
 
 from gru_jax.weights.onnx.exporter import to_onnx
 from gru_jax.weights.onnx.importer import from_onnx

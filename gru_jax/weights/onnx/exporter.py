@@ -1,4 +1,4 @@
-"""Our parameters as an ONNX model: a GRU node a layer, and between them the nodes that PyTorch's exporter writes."""
+"""Converts our parameters to an ONNX model with one GRU node per layer, arranged as in models that PyTorch exports."""
 
 import os
 from typing import Any
@@ -11,20 +11,21 @@ from gru_jax.params import GRUConfig, GRUParams, cell_names, check_declared, che
 from gru_jax.weights.found import require
 from gru_jax.weights.gate_order import from_ours
 
-_OPSET, _IR_VERSION = 17, 8  # of onnx 1.12 and onnxruntime 1.12, and known to all later ones
+_OPSET, _IR_VERSION = 17, 8  # onnx 1.12, onnxruntime 1.12 and all later versions know these
 
 
 def to_onnx(config: GRUConfig, params: GRUParams) -> Any:
-    """Writes a GRU as an ONNX model, a node a layer.
+    """Writes a GRU as an ONNX model, with one GRU node per layer.
 
     Args:
-      config: of the GRU; its `dropout` is left out, as in evaluation.
+      config: the GRU's config; its `dropout` is left out, as in evaluation.
       params: GRUParams. float16 and bfloat16, for which onnxruntime has no GRU on the CPU, are widened to float32,
-        exactly. float64 is kept, which the standard knows and onnxruntime does not.
+        exactly. float64 is kept: ONNX has a GRU of float64, onnxruntime has none.
 
     Returns:
-      An onnx.ModelProto of opset 17 that takes x [L, N, I] ([N, L, I] with `batch_first`) and h_0 [num_layers*D, N, H]
-      and gives output [L, N, D*H] alike and h_n [num_layers*D, N, H], of any L and N. `onnx.save` writes it.
+      An onnx.ModelProto of opset 17, for any L and N. Its inputs are x [L, N, I] and h_0 [num_layers*D, N, H], its
+      outputs are output [L, N, D*H] and h_n [num_layers*D, N, H]. With `batch_first`, x is [N, L, I] and output
+      [N, L, D*H]. `onnx.save` writes it to a file.
 
     Raises:
       ImportError: if onnx is not installed.
@@ -76,7 +77,7 @@ def to_onnx(config: GRUConfig, params: GRUParams) -> Any:
 
 
 def _weights(layer: int, cells: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """W, R and B of one node."""
+    """Returns W, R and, if there are biases, B of one node."""
     stacked = {key: np.stack([from_ours(cell[key].T, "onnx", axis=0) for cell in cells]) for key in cells[0]}
     weights = {f"W_l{layer}": stacked["kernel_ih"], f"R_l{layer}": stacked["kernel_hh"]}
     bias = [stacked[key] for key in ("bias_ih", "bias_hh") if key in stacked]
@@ -84,7 +85,7 @@ def _weights(layer: int, cells: list[dict[str, np.ndarray]]) -> dict[str, np.nda
 
 
 def _layer_nodes(config: GRUConfig, layer: int, weights: list[str], edges: list[str], h_0: str, h_n: str) -> list[Any]:
-    """A GRU node, and what makes [L, N, D*H] of its [L, D, N, H]: the nodes that PyTorch's exporter writes."""
+    """Returns a GRU node, and the nodes that make [L, N, D*H] of its [L, D, N, H], as PyTorch's exporter does."""
     make = require("onnx", "onnx").helper.make_node
     inputs, y = [edges[0], *weights, *[""] * (4 - len(weights)), h_0], f"Y_l{layer}"
     direction = "bidirectional" if config.bidirectional else "forward"
@@ -98,6 +99,6 @@ def _layer_nodes(config: GRUConfig, layer: int, weights: list[str], edges: list[
 
 
 def save_onnx(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> None:
-    """Writes the model of `to_onnx`."""
+    """Writes the model that `to_onnx` makes to a file."""
     model = to_onnx(config, params)
     require("onnx", "onnx").save(model, os.fspath(path))

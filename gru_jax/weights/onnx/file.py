@@ -1,4 +1,4 @@
-"""What an ONNX file says: its model, the attributes of its nodes, and its tensors, in the file or in one beside it."""
+"""Reads an ONNX file: the model, the attributes of its nodes, and its tensors, which may be in a file beside it."""
 
 import math
 import os
@@ -12,18 +12,19 @@ import numpy as np
 
 from gru_jax.weights.found import require
 
-# TensorProto.DataType: those of weights, and those of shapes and axes.
+# The values of TensorProto.DataType that weights, shapes and axes have.
 _DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 10: np.float16, 11: np.float64, 16: jnp.bfloat16}
 _EXTERNAL = 1  # TensorProto.DataLocation
-_LARGEST = 2**31  # bytes of a protobuf
-_FIELDS = {"f": 1, "i": 2, "s": 3, "t": 4, "floats": 6, "ints": 7, "strings": 8}  # AttributeProto's, and its types
+_LARGEST = 2**31  # bytes; a protobuf has fewer
+# The fields of AttributeProto, and the AttributeType of each.
+_FIELDS = {"f": 1, "i": 2, "s": 3, "t": 4, "floats": 6, "ints": 7, "strings": 8}
 
 
 def read_model(source: Any) -> tuple[Any, Path | None]:
-    """Returns a ModelProto, without its external data, and the folder where that would be.
+    """Returns a ModelProto without its external data, and the folder where that data would be, None if unknown.
 
     Raises:
-      TypeError: if the source is neither.
+      TypeError: if the source is neither a path nor an onnx.ModelProto.
       OSError: if the file can't be read.
       ValueError: if it is no ONNX model.
     """
@@ -49,8 +50,8 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
 def read_tensor(tensor: Any, folder: Path | None) -> np.ndarray:
     """Returns the numbers of a TensorProto, after checking that it has as many as its shape claims.
 
-    Raises ValueError if it has not, if it is of another dtype than weights, shapes and axes are, or if it is kept in a
-    file that is not within `folder`.
+    Raises ValueError if it has not, if weights, shapes and axes never have its dtype, or if it is kept in a file
+    outside `folder`.
     """
     onnx, name, shape = require("onnx", "onnx"), tensor.name, list(tensor.dims)
     if tensor.data_type not in _DTYPES:
@@ -70,13 +71,13 @@ def read_tensor(tensor: Any, folder: Path | None) -> np.ndarray:
 
 
 def _read_external(tensor: Any, folder: Path | None, size: int) -> bytes:
-    """Reads the bytes of a tensor that is kept in a file beside the model's, and nowhere else."""
+    """Reads the bytes of a tensor from a file in the model's folder. A file anywhere else is refused."""
     entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
     location, start, length = (entries.get(key, "") for key in ("location", "offset", "length"))
     told = f"{tensor.name!r} is kept in the file {location!r}"
     if folder is None:
         raise ValueError(f"{told} beside the model's: pass the path of the model")
-    # Not "/etc/passwd", "a/../../b", "C:\\b" or "..\\b", whatever the system that reads it.
+    # Refuses "/etc/passwd", "a/../../b", "C:\\b" and "..\\b" on every operating system.
     parts = re.split(r"[/\\]", location)
     if not parts[0] or ".." in parts or ":" in location or "\0" in location:
         raise ValueError(f"{told}, which is not a path within the model's folder")
@@ -96,7 +97,7 @@ def _read_external(tensor: Any, folder: Path | None, size: int) -> bytes:
 
 
 def attribute(node: Any, name: str, kind: str, default: Any = None) -> Any:
-    """Returns an attribute of a node, of the kind "i", "f", "s", "t", "ints", "floats" or "strings"."""
+    """Returns an attribute of a node. Its kind is "i", "f", "s", "t", "ints", "floats" or "strings"."""
     found = [a for a in node.attribute if a.name == name]
     if not found:
         return default
@@ -108,7 +109,7 @@ def attribute(node: Any, name: str, kind: str, default: Any = None) -> Any:
 
 
 def operator(node: Any) -> str:
-    """Returns the name of a node's operator, with its domain in front where that is not the standard's."""
+    """Returns the name of a node's operator, with its domain in front unless it is one of ONNX's own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
@@ -121,7 +122,7 @@ def subgraphs(node: Any) -> Iterator[Any]:
 
 
 def walk(graph: Any) -> Iterator[Any]:
-    """Yields every node of a graph, those of its subgraphs too."""
+    """Yields every node of a graph and of its subgraphs."""
     for node in graph.node:
         yield node
         for inner in subgraphs(node):

@@ -1,7 +1,7 @@
-"""The graph of an ONNX model, and the numbers of those of its tensors that are constants.
+"""The graph of an ONNX model, and the numbers of its constant tensors.
 
-A constant is an initializer, or comes from constants by nodes that only rearrange them. Those nodes are run by onnx's
-reference implementation.
+A constant is an initializer or a Constant node, or is made of constants by nodes that only rearrange them. onnx's
+reference implementation runs those nodes.
 """
 
 import math
@@ -17,7 +17,7 @@ from gru_jax.weights.onnx.file import attribute, operator, read_tensor, subgraph
 
 _REARRANGE = ("Identity", "Cast", "Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 _OF_ZEROS = (*_REARRANGE, "Expand", "Tile", "ConstantOfShape")
-_DEPTH = 50  # of nodes between a constant and its use: exporters need five
+_DEPTH = 50  # the most nodes between a constant and its use; exporters write up to five
 
 Values = dict[str, np.ndarray]
 
@@ -28,9 +28,9 @@ class Graph:
     Attributes:
       model: the ModelProto.
       nodes: its nodes.
-      fixed_shapes: of the tensors whose sizes the graph says, all in numbers.
-      users: of each tensor's name, the index of each node that reads it; None for one within a subgraph, and for an
-        output of the graph.
+      fixed_shapes: by name, the shapes of the tensors whose sizes the graph gives as numbers.
+      users: by a tensor's name, the index of each node that reads it; None for a node within a subgraph, and if the
+        tensor is an output of the graph.
     """
 
     def __init__(self, model: Any, folder: Path | None) -> None:
@@ -48,7 +48,7 @@ class Graph:
                 self.fixed_shapes[value.name] = sizes
         self._folder = folder
         self._values: Values = {}
-        self._budget = 1 << 16  # numbers that rearranging may make of those that were read
+        self._budget = 1 << 16  # the most numbers that one node may make; every tensor that is read adds its size
         self.users: dict[str, list[int | None]] = {value.name: [None] for value in model.graph.output}
         for i, node in enumerate(self.nodes):
             for name in node.input:
@@ -60,7 +60,7 @@ class Graph:
         self._check_names()
 
     def _check_names(self) -> None:
-        """Raises ValueError where a name could mean two tensors, or is no text at all."""
+        """Raises ValueError if two tensors have the same name, or if a name is no text."""
         nodes = [
             inner for node in self.nodes for inner in [node, *(n for graph in subgraphs(node) for n in walk(graph))]
         ]
@@ -81,11 +81,11 @@ class Graph:
         return self._evaluate(name, self._values, {}, 0)
 
     def shape_constant(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
-        """`constant`, of a tensor that may depend on the shapes of others: what it is if they have these `shapes`."""
+        """`constant` for a tensor that may depend on the shapes of others: its numbers if they have these `shapes`."""
         return self._evaluate(name, {}, shapes, 0)
 
     def is_zero(self, name: str) -> bool:
-        """Whether a tensor is known to hold zeros only, whatever its shape: made of constants that do."""
+        """Whether a tensor is known to hold only zeros, whatever its shape, since all its constants hold only zeros."""
         seen, names = set(), [name]
         while names:
             name = names.pop()
@@ -135,7 +135,7 @@ class Graph:
         return values[name]
 
     def _rearrange(self, node: Any, inputs: Values) -> Values:
-        """Runs one node by onnx's reference implementation."""
+        """Runs one node in onnx's reference implementation."""
         sizes = [array.size for array in inputs.values()]
         most = (
             math.prod(sizes)
@@ -151,7 +151,7 @@ class Graph:
             with np.errstate(all="ignore"):
                 graph = onnx.helper.make_graph([node], "rearrange", *named)
                 arrays = evaluator(graph, opsets={"": self.opset}).run(None, inputs)
-        except Exception as error:  # whatever NumPy raises there, on whatever the file says
+        except Exception as error:  # depending on the file, NumPy may raise anything there
             raise ValueError(f"{outputs[0]!r} can't be computed: {node.op_type} failed, {error}") from error
         return dict(zip(outputs, map(np.asarray, arrays), strict=True))
 

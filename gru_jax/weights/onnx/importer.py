@@ -1,10 +1,10 @@
-"""ONNX models: the GRU nodes of a graph, to our parameters.
+"""Converts the GRU nodes of an ONNX model to our parameters.
 
     W [D, 3H, I]  params["l{k}"]["kernel_ih"] and, for D = 2, params["l{k}_reverse"]["kernel_ih"], transposed
     R [D, 3H, H]  ...["kernel_hh"], transposed
     B [D, 6H]     ...["bias_ih"], then ...["bias_hh"]
 
-ONNX orders the gates z, r, h, and has a node a layer; `linear_before_reset` is our `reset_after`.
+ONNX orders the gates z, r, h, and has one node per layer; `linear_before_reset` is our `reset_after`.
 """
 
 import functools
@@ -30,15 +30,15 @@ def open_onnx(path: str | os.PathLike[str]) -> Contents:
     """Finds every GRU in an ONNX model.
 
     Args:
-      path: of the model. Weights kept outside it are read from its own folder only.
+      path: the model. Weights kept in other files are read from its own folder only.
 
     Returns:
-      The GRUs by the name of their (first) node or, where it has none, of that node's first output. Nodes of which one
-      reads the other's output, and nobody else does, are the layers of one GRU.
+      The GRUs by the name of their (first) node or, if it has none of its own, of that node's first output. If the
+      output of a GRU node is read by another one only, the two are layers of one GRU.
 
     Raises:
       ImportError: if onnx is not installed.
-      TypeError: if `path` is not a path.
+      TypeError: if `path` is neither a path nor an onnx.ModelProto.
       OSError: if the file can't be read.
       ValueError: if it is no ONNX model.
 
@@ -61,11 +61,11 @@ def from_onnx(source: Any, name: str | None = None) -> tuple[GRUConfig, Params]:
 
     Args:
       source: a path, or an onnx.ModelProto that holds its weights itself.
-      name: of the GRU, as `open_onnx` gives it; needed where there are several.
+      name: the GRU's name, as `open_onnx` gives it; needed if there are several.
 
     Returns:
-      (config, params). A node of layout 1 has `batch_first`. Dtypes are kept, but float64 becomes float32, with a
-      warning, unless jax_enable_x64 is set. What else the graph's numbers need, a warning says.
+      (config, params). A node of layout 1 gives batch_first=True. Dtypes are kept, but float64 becomes float32, with a
+      warning, unless jax_enable_x64 is set. A warning says what else must be done to get the graph's numbers.
 
     Raises:
       ImportError: if onnx is not installed.
@@ -120,7 +120,7 @@ def _contents(graph: Graph) -> Contents:
 
 
 def _names(graph: Graph) -> list[str]:
-    """A name for every node: its own, or its first output's where that is empty or another node has it, too."""
+    """Returns a name for every node: its own or, if that is empty or another node has it, too, its first output's."""
     own = Counter(node.name for node in graph.nodes)
     names = []
     for index, node in enumerate(graph.nodes):

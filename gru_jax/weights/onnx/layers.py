@@ -1,6 +1,6 @@
 """The GRU nodes of an ONNX graph: what each computes, and which of them are the layers of one stack.
 
-    W  [D, 3H, I]   gates z, r, n     R  [D, 3H, H]     B  [D, 6H], that of W then that of R, or absent
+    W  [D, 3H, I]   gates z, r, n     R  [D, 3H, H]     B  [D, 6H], the bias of W, then the bias of R; or absent
     X  [L, N, I] -> Y [L, D, N, H] and Y_h [D, N, H]; with layout 1 the batch axis comes first in each
 
 Source: https://onnx.ai/onnx/operators/onnx__GRU.html
@@ -16,7 +16,7 @@ from gru_jax.weights.gate_order import to_ours
 from gru_jax.weights.onnx.file import attribute, operator
 from gru_jax.weights.onnx.graph import Graph
 
-# Sigmoid and Tanh have no parameters, so their alpha and beta say nothing.
+# Sigmoid and Tanh have no parameters, so activation_alpha and activation_beta have no effect.
 _ATTRIBUTES = {
     *("activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "layout"),
     "linear_before_reset",
@@ -27,12 +27,12 @@ class Layer(NamedTuple):
     """One GRU node.
 
     Attributes:
-      position: of the node in the graph.
+      position: the node's index in the graph.
       node: the NodeProto.
       weights: W, R and, where the node has it, B.
       direction: "forward", "reverse" or "bidirectional".
-      reset_after: its linear_before_reset.
-      batch_first: its layout.
+      reset_after: whether its linear_before_reset is 1.
+      batch_first: whether its layout is 1.
       lengths: the name of its sequence_lens, or "".
       h_0: the name of its initial_h, or "" where there is none or it holds zeros.
     """
@@ -48,17 +48,17 @@ class Layer(NamedTuple):
 
     @property
     def directions(self) -> int:
-        """D."""
+        """The number of directions, D."""
         return self.weights["W"].shape[0]
 
     @property
     def input_size(self) -> int:
-        """I."""
+        """The number of features of X, I."""
         return self.weights["W"].shape[2]
 
     @property
     def hidden_size(self) -> int:
-        """H."""
+        """The number of features of the state, H."""
         return self.weights["R"].shape[2]
 
     def cells(self, dtype: Any = None) -> list[dict[str, np.ndarray]]:
@@ -124,7 +124,7 @@ def _check_weights(weights: dict[str, np.ndarray], directions: int, hidden_size:
 
 
 def stack(graph: Graph, layers: list[Layer]) -> list[tuple[list[Layer], list[int]]]:
-    """Puts together the nodes of which one reads what another gives, and nobody else does.
+    """Puts two nodes into one stack if the upper one reads the lower one's output, and nothing else reads it.
 
     Returns:
       For each stack its layers, and the indices of the nodes between them.
@@ -149,7 +149,7 @@ def stack(graph: Graph, layers: list[Layer]) -> list[tuple[list[Layer], list[int
 
 
 def _alike(lower: Layer, upper: Layer) -> bool:
-    """Whether one GRUConfig describes both, and the upper reads as much as the lower gives."""
+    """Whether one GRUConfig describes both, and the upper layer's input has the size of the lower layer's output."""
     traits = lambda a: (a.hidden_size, a.direction, a.reset_after, a.batch_first, a.lengths, sorted(a.weights))
     dtypes = [layer.weights["W"].dtype for layer in (lower, upper)]
     fits = upper.input_size == lower.directions * lower.hidden_size
@@ -157,8 +157,9 @@ def _alike(lower: Layer, upper: Layer) -> bool:
 
 
 def _follow(graph: Graph, layer: Layer) -> tuple[int, list[int]]:
-    """Returns the GRU node that alone reads what is made of a layer's Y, or -1, and the nodes between."""
-    # A Reshape right for sizes that occur nowhere else computes its shape; else it may be right for the graph's own.
+    """Returns the index of the only GRU node that reads a layer's Y, or -1, and the nodes between the two."""
+    # First with sizes L and N that occur nowhere else: a Reshape that is right for them computes its shape from them.
+    # Otherwise it may have the graph's own sizes as constants.
     for sizes in ((9973, 9967), graph.fixed_shapes.get(layer.node.input[0], ())[:2]):
         found = _walk_up(graph, layer, sizes) if len(sizes) == 2 else (-1, [])
         if found[0] >= 0:
@@ -167,10 +168,10 @@ def _follow(graph: Graph, layer: Layer) -> tuple[int, list[int]]:
 
 
 def _walk_up(graph: Graph, layer: Layer, sizes: tuple[int, ...]) -> tuple[int, list[int]]:
-    """Walks from Y through the nodes that make [L, N, D*H] of it, where X has the `sizes` L and N."""
+    """Walks from Y through the nodes that make [L, N, D*H] of it. The first two axes of X have these `sizes`."""
     directions, hidden = layer.directions, layer.hidden_size
     merged, apart = (*sizes, directions * hidden), (*sizes, directions, hidden)
-    axis = 2 if layer.batch_first else 1  # that of D; 0 where it is merged
+    axis = 2 if layer.batch_first else 1  # the axis of D; 0 once D and H are merged
     name, between = layer.node.output[0], []
     shapes: dict[str, tuple[int, ...]] = {layer.node.input[0]: (*sizes, layer.input_size)}
     shapes[name] = apart if layer.batch_first else tuple(apart[i] for i in (0, 2, 1, 3))
@@ -199,7 +200,7 @@ def _walk_up(graph: Graph, layer: Layer, sizes: tuple[int, ...]) -> tuple[int, l
 
 
 def _axes(graph: Graph, node: Any) -> list[int]:
-    """The axes of a Squeeze: an attribute up to opset 12, an input since."""
+    """Returns the axes of a Squeeze: an attribute up to opset 12, an input from opset 13."""
     if len(node.input) < 2:
         return list(attribute(node, "axes", "ints", []))
     try:
@@ -209,7 +210,7 @@ def _axes(graph: Graph, node: Any) -> list[int]:
 
 
 def _reshaped(graph: Graph, node: Any, shapes: dict[str, tuple[int, ...]], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a Reshape gives to its input of `shape`; () if it is not known."""
+    """Returns the shape that a Reshape gives to its input of `shape`; () if it is not known."""
     try:
         target = graph.shape_constant(node.input[1], shapes).ravel().tolist()
     except (ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""GRU nodes run where they come from: in onnxruntime, as a model that is cut out of theirs."""
+"""Runs GRU nodes in onnxruntime, as a model that is cut out of the one that they come from."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ def run_original(
     d_output: np.ndarray,
     d_h_n: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """`Found.original` of a stack: float32 in onnxruntime, float64, which that lacks, by `reference`.
+    """`Found.original` for a stack. float32 runs in onnxruntime; float64, which onnxruntime lacks, in `reference`.
 
-    onnxruntime has no layout 1 on the CPU; those nodes are run by onnx's own reference implementation.
+    onnxruntime has no layout 1 on the CPU, so onnx's own reference implementation runs those nodes.
     """
     lower = layers[0]
     if dtype == "float64":
@@ -45,32 +45,32 @@ def run_original(
         else:
             runtime = require("onnxruntime", "onnx")
             options = runtime.SessionOptions()
-            options.log_severity_level = 4  # it raises what it logs
+            options.log_severity_level = 4  # it also raises what it would log
             session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
             results = session.run(None, feed)
-    except Exception as error:  # onnxruntime's own kinds derive from nothing narrower
+    except Exception as error:  # onnxruntime's errors have no narrower base class
         raise ValueError(f"{lower.node.name!r} does not run in its own framework: {error}") from error
     y, *last = map(swap, results)
-    # Y is [L, D, N, H], and with layout 1, swapped, [L, N, D, H].
+    # Y is [L, D, N, H]; with layout 1 it is [L, N, D, H] after the swap.
     y = y if lower.batch_first else y.transpose(0, 2, 1, 3)
     return {"output": y.reshape(*x.shape[:2], -1), "h_n": np.concatenate(last)}
 
 
 def _by_gate(cell: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The gates apart, as `reference` wants them, with zeros where there is no bias."""
+    """Returns the arrays split by gate, as `reference` takes them, with zeros if there is no bias."""
     zeros = np.zeros(len(cell["R"]))
     return {key: np.stack(np.split(array, 3)) for key, array in ({"b_W": zeros, "b_R": zeros} | cell).items()}
 
 
 def _cut(graph: Graph, layers: list[Layer], between: list[int]) -> Any:
-    """The nodes of a stack and all that their weights come from, as a model of X and each layer's initial_h."""
+    """Returns a model of a stack's nodes and all that makes their weights. It takes X and each layer's initial_h."""
     onnx = require("onnx", "onnx")
     floats = lambda name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
     nodes, tensors = {index: graph.nodes[index] for index in between}, {}
     for layer in layers:
         own = f"gru_jax/{layer.position}/"
         weights = list(layer.node.input[1:4])
-        if layer.weights["W"].dtype != np.float32:  # which is all that onnxruntime has a GRU of
+        if layer.weights["W"].dtype != np.float32:  # onnxruntime has a GRU of float32 only
             weights = [f"{own}{key}" if key in layer.weights else "" for key in "WRB"]
             wide = [array.astype(np.float32) for array in layer.weights.values()]
             tensors |= {key: onnx.numpy_helper.from_array(a, key) for key, a in zip(weights, wide, strict=False)}

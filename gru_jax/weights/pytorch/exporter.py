@@ -1,4 +1,4 @@
-"""Our parameters as a PyTorch state_dict, in memory or in a file."""
+"""Converts our parameters to a PyTorch state_dict, in memory or in a file."""
 
 import os
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ def to_torch(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
       accepts. bfloat16, which NumPy lacks, is widened to float32, exactly.
 
     Raises:
-      TypeError: if params is neither.
-      ValueError: if params do not hold together.
+      TypeError: if params are neither GRUParams nor CellParams.
+      ValueError: if the arrays of params do not fit together.
 
     Example:
       >>> from gru_jax import init_params
@@ -46,7 +46,7 @@ def to_torch(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
 
 
 def _named_arrays(params: GRUParams | CellParams) -> dict[str, np.ndarray]:
-    """`to_torch` in the parameters' own dtypes: bfloat16 as ml_dtypes adds it to NumPy."""
+    """`to_torch` in the parameters' own dtypes; bfloat16 is the dtype that ml_dtypes adds to NumPy."""
     return {
         torch_name(cell, key): np.array(np.asarray(array).T, order="C")
         for cell, ours in _cells(params).items()
@@ -58,8 +58,8 @@ def save(path: str | os.PathLike[str], config: GRUConfig, params: GRUParams) -> 
     """Writes a GRU as the state_dict that a torch.nn.GRU of `config` loads strictly; dtypes are kept.
 
     Args:
-      path: of the file.
-      config: its sizes; `batch_first` and `dropout` have no place in a state_dict.
+      path: the file to write.
+      config: the GRU's config; a state_dict has no place for its `batch_first` and `dropout`.
       params: GRUParams.
 
     Raises:

@@ -1,4 +1,4 @@
-"""PyTorch's nn.GRU and nn.GRUCell, as modules and in state_dicts, to our parameters."""
+"""Converts PyTorch's nn.GRU and nn.GRUCell, as modules and in state_dicts, to our parameters."""
 
 import dataclasses
 import re
@@ -26,12 +26,12 @@ def from_torch(source: Any, prefix: str = "") -> tuple[GRUConfig, Params]:
     Args:
       source: a torch.nn.GRU or GRUCell, or a module that holds one at `prefix`; or a state_dict of tensors or NumPy
         arrays. It is neither changed nor aliased.
-      prefix: where the GRU is, as `find_grus` says: "encoder.rnn." for the key "encoder.rnn.weight_ih_l0". The last
+      prefix: where the GRU is, as `find_grus` gives it: "encoder.rnn." for the key "encoder.rnn.weight_ih_l0". The last
         dot may be left out.
 
     Returns:
-      (config, params). A GRUCell is a GRU of one layer. A module tells its `batch_first` and `dropout`; a state_dict
-      does not, and they keep their defaults. Dtypes are kept, but float64 becomes float32, with a warning, unless
+      (config, params). A GRUCell is a GRU of one layer. A module has its `batch_first` and `dropout`; for a state_dict,
+      which does not, they keep their defaults. Dtypes are kept, but float64 becomes float32, with a warning, unless
       jax_enable_x64 is set.
 
     Raises:
@@ -65,7 +65,7 @@ def find_grus(state_dict: Mapping[str, Any]) -> dict[str, GRUConfig]:
     """Finds every GRU and GRUCell in a whole model's state_dict, by the names and shapes of its tensors.
 
     Args:
-      state_dict: of tensors or NumPy arrays, under any prefixes.
+      state_dict: tensors or NumPy arrays by name, under any prefixes.
 
     Returns:
       Prefix -> config, in the order of the state_dict. LSTMs (4H rows) and plain RNNs (H rows) are passed over.
@@ -93,13 +93,13 @@ def find_grus(state_dict: Mapping[str, Any]) -> dict[str, GRUConfig]:
 
 
 def find(tensors: Mapping[str, Tensor]) -> Search:
-    """Finds every GRU and GRUCell among a file's tensors, by their names and shapes; none is read.
+    """Finds every GRU and GRUCell among a file's tensors by their names and shapes. No tensor is read.
 
     Args:
-      tensors: by name, under any prefixes. Weights kept in parts (weight_norm, spectral_norm, pruning) count as whole.
+      tensors: by name, under any prefixes. Weights kept in parts (weight_norm, spectral_norm, pruning) are included.
 
     Returns:
-      The GRUs by prefix; and by prefix, why what looks like a recurrent layer is none that can be imported.
+      The GRUs by prefix; and by prefix, the reason why another recurrent layer can't be imported.
 
     Example:
       >>> lazy = lambda *shape: Tensor(shape, "float32", lambda: np.zeros(shape, np.float32))
@@ -120,7 +120,7 @@ def find(tensors: Mapping[str, Tensor]) -> Search:
 
 
 def _found(prefix: str, weights: Mapping[str, parametrizations.Parts]) -> Found:
-    """Makes one GRU of the weights under a prefix, or raises ValueError."""
+    """Returns the GRU that the weights under a prefix make. Raises ValueError if they make none."""
     whole = {weight: parametrizations.whole(weight, parts) for weight, parts in weights.items()}
     shapes = {weight: tensor.shape for weight, tensor in whole.items()}
     if kind := other_kind(shapes):
@@ -148,7 +148,7 @@ def _our_params(arrays: Mapping[str, np.ndarray]) -> Params:
 
 
 def _state_dict(source: Any, prefix: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Returns the state_dict, and what a module tells beyond it."""
+    """Returns the state_dict, and a module's arguments that are not in it."""
     if isinstance(source, Mapping):
         return source, {}
     if isinstance(source, type) or not hasattr(source, "state_dict") or not hasattr(source, "named_modules"):
@@ -170,7 +170,7 @@ def _prefixes(state_dict: Mapping[str, Any]) -> str:
 
 
 def _floats(name: str, value: Any) -> np.ndarray:
-    """Returns the numbers of a tensor or an array; raises TypeError where they are no floats."""
+    """Returns the numbers of a tensor or an array. Raises TypeError if they are not floating."""
     kind = getattr(value, "dtype", type(value).__name__)
     expected = f"from_torch: expected {name} to be a dense tensor of a floating dtype of at most 64 bits, got {kind}."
     if hasattr(value, "detach"):

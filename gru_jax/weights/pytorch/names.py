@@ -1,11 +1,11 @@
-"""What the names and shapes of a PyTorch state_dict tell: which recurrent layer it is, its sizes, its way to ours.
+"""Reads the names and shapes of a PyTorch state_dict: which recurrent layer it is, its sizes, and our names for it.
 
     weight_ih_l{k}[_reverse]  (3H, I or D*H)     params["l{k}[_reverse]"]["kernel_ih"], transposed
     weight_hh_l{k}[_reverse]  (3H, H)            ...["kernel_hh"], transposed
     bias_ih_l{k}[_reverse]    (3H,)              ...["bias_ih"]
     bias_hh_l{k}[_reverse]    (3H,)              ...["bias_hh"]
 
-A GRUCell's names have no _l{k}; it becomes the one layer "l0". The gates stand in the same order here and there.
+A GRUCell's names have no _l{k}; it becomes the one layer "l0". PyTorch's order of the gates is ours, too.
 """
 
 import re
@@ -31,13 +31,14 @@ def read_config(function: str, prefix: str, shapes: Shapes) -> GRUConfig:
         )
     matches = [match for match in map(NAME.fullmatch, shapes) if match]
     layers = [int(match["layer"]) for match in matches if match["layer"]]
-    # Every tensor of a GRU has 3H rows; the majority says what H is, so that a single wrong one is named as such.
+    # Every tensor of a GRU has 3H rows. H is that of the majority, so that the error names a single wrong tensor.
     rows = Counter(shapes[match.string][0] for match in matches if shapes[match.string])
     ih = shapes.get("weight_ih_l0" if layers else "weight_ih", ())
     sizes: dict[str, Any] = {
         "input_size": ih[1] if len(ih) == 2 else "I",
         "hidden_size": rows.most_common(1)[0][0] // 3 if rows else 0,
-        "num_layers": min(max(layers, default=0), len(matches)) + 1,  # a forged l999999999 must not list as many keys
+        # No more than there are tensors: a single forged weight_ih_l999999 must not make millions of expected keys.
+        "num_layers": min(max(layers, default=0), len(matches)) + 1,
         "bias": any(match.string.startswith("bias") for match in matches),
         "bidirectional": any(match["reverse"] for match in matches),
     }
@@ -51,7 +52,7 @@ def read_config(function: str, prefix: str, shapes: Shapes) -> GRUConfig:
 
 
 def other_kind(shapes: Shapes) -> str:
-    """Returns what other recurrent layer these are the shapes of: "an LSTM", "a plain RNN" or none, ""."""
+    """Returns which other recurrent layer has these shapes: "an LSTM" or "a plain RNN"; "" if none has."""
     if "weight_hr_l0" in shapes:
         return "an LSTM"
     counts = gate_counts(shapes)
@@ -59,7 +60,7 @@ def other_kind(shapes: Shapes) -> str:
 
 
 def gate_counts(shapes: Shapes) -> set[int | None]:
-    """Returns how many gates the hidden weights have: 3 in a GRU, 4 in an LSTM, 1 in a plain RNN, None in no RNN."""
+    """Returns how many gates the hidden weights have: 3 in a GRU, 4 in an LSTM, 1 in a plain RNN; None if unclear."""
     hidden = [shape for name, shape in shapes.items() if NAME.fullmatch(name) and name.startswith("weight_hh")]
     return {
         shape[0] // shape[1] if len(shape) == 2 and shape[1] and shape[0] % shape[1] == 0 else None for shape in hidden
@@ -67,7 +68,7 @@ def gate_counts(shapes: Shapes) -> set[int | None]:
 
 
 def first_shape(shapes: Shapes, start: str) -> list[int]:
-    """Returns the shape of the first tensor whose name starts so."""
+    """Returns the shape of the first tensor whose name begins with `start`; [] if there is none."""
     return next((list(shape) for name, shape in shapes.items() if name.startswith(start)), [])
 
 
@@ -77,6 +78,6 @@ def torch_name(cell: str, key: str) -> str:
 
 
 def our_name(name: str) -> tuple[str, str]:
-    """The inverse: "weight_ih_l0_reverse" -> ("l0_reverse", "kernel_ih"), "weight_ih" -> ("l0", "kernel_ih")."""
+    """Our name: "weight_ih_l0_reverse" -> ("l0_reverse", "kernel_ih"), "weight_ih" -> ("l0", "kernel_ih")."""
     kind, half, *cell = name.split("_", 2)
     return cell[0] if cell else "l0", f"{kind}_{half}".replace("weight", "kernel")

@@ -1,4 +1,4 @@
-"""Runs torch.nn.GRU and torch.nn.GRUCell on given weights, with their gradients."""
+"""Runs PyTorch's own GRU and GRUCell on given weights, and computes their gradients."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def run(
     d_output: np.ndarray,
     d_h_n: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """`Found.original` of a module's own tensors, by their names in it: "weight_ih_l0", or a cell's "weight_ih"."""
+    """`Found.original` for the tensors of a module, by their names in it: "weight_ih_l0", or a cell's "weight_ih"."""
     torch = require("torch", "torch")
     kind = getattr(torch, dtype)
     module = _module(torch, config, tensors, kind)
@@ -39,7 +39,7 @@ def run(
 
 
 def _module(torch: Any, config: GRUConfig, tensors: Mapping[str, Tensor], kind: Any) -> Any:
-    """Builds the module in `kind` without drawing random numbers, which would move PyTorch's global generator on."""
+    """Builds the module in the dtype `kind`. Draws no random numbers: that would change PyTorch's global generator."""
     sizes = {"input_size": config.input_size, "hidden_size": config.hidden_size, "bias": config.bias, "dtype": kind}
     if "weight_ih" in tensors:
         module = torch.nn.GRUCell(**sizes, device="meta")
@@ -48,7 +48,7 @@ def _module(torch: Any, config: GRUConfig, tensors: Mapping[str, Tensor], kind: 
         module = torch.nn.GRU(**sizes, **layers, device="meta")
     module = module.to_empty(device="cpu")
     arrays = {name: tensor.read() for name, tensor in tensors.items()}
-    # PyTorch takes no bfloat16 from NumPy; float32 holds all of it and of float16.
+    # PyTorch does not take bfloat16 from NumPy; float32 holds it, and float16, exactly.
     wide = {name: a.astype(np.float32) if a.dtype in (jnp.bfloat16, np.float16) else a for name, a in arrays.items()}
     module.load_state_dict({name: torch.tensor(a) for name, a in wide.items()}, strict=True)
     return module

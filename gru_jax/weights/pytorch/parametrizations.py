@@ -29,7 +29,7 @@ Compute = Callable[..., np.ndarray]
 
 
 def groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Parts]]:
-    """Gathers what could be recurrent weights: prefix -> weight -> part -> (name, tensor). The part of a whole is "".
+    """Groups what may be recurrent weights: prefix -> weight -> part -> (name, tensor). The part "" is a whole weight.
 
     >>> tensor = Tensor((6, 2), "float32", lambda: np.zeros((6, 2), np.float32))
     >>> {prefix: list(found) for prefix, found in groups({"rnn.weight_hh_l0": tensor, "fc.weight": tensor}).items()}
@@ -45,7 +45,7 @@ def groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Parts]]:
 
 
 def whole(weight: str, parts: Parts) -> Tensor:
-    """Returns a weight as one tensor, not read yet. Raises ValueError if no rule says what its parts make."""
+    """Returns a weight as one tensor, not read yet. Raises ValueError if it is unknown what its parts make."""
     if set(parts) == {""}:
         return parts[""][1]
     known = next((known for known in _RULES if set(known) == set(parts)), None)
@@ -60,12 +60,12 @@ def whole(weight: str, parts: Parts) -> Tensor:
 def _computed(compute: Compute, tensors: list[Tensor]) -> np.ndarray:
     """Computes in float64 and rounds once."""
     arrays = [tensor.read() for tensor in tensors]
-    with np.errstate(all="ignore"):  # a row of zeros has no direction: NaN here as in PyTorch
+    with np.errstate(all="ignore"):  # a row of zeros gives NaN, as in PyTorch
         return compute(*(array.astype(np.float64) for array in arrays)).astype(arrays[0].dtype)
 
 
 def _weight_norm(weight: str, v: Shape, g: Shape) -> Compute:
-    """The norm goes over the axes along which g has size 1, over all where g is a scalar."""
+    """The norm is over the axes along which g has size 1, and over all axes if g is a scalar."""
     if g and (len(g) != len(v) or any(a not in (1, b) for a, b in zip(g, v, strict=True))):
         raise ValueError(f"{weight} is kept in parts of shapes {list(g)} and {list(v)}, not weight_norm's: {_REMEDY}")
     axes = tuple(axis for axis in range(len(v)) if not g or g[axis] == 1)
@@ -73,7 +73,7 @@ def _weight_norm(weight: str, v: Shape, g: Shape) -> Compute:
 
 
 def _spectral_norm(weight: str, orig: Shape, u: Shape, v: Shape) -> Compute:
-    """With dim=0, the default; with another u and v change places, which a square weight would not show."""
+    """For dim=0, the default. With dim=1 u and v change places. A square weight does not show dim, so it is refused."""
     if len(orig) != 2 or orig[0] == orig[1] or (u, v) != (orig[:1], orig[1:]):
         raise ValueError(
             f"{weight} is kept in parts of shapes {list(orig)}, {list(u)} and {list(v)}, which do not show "
