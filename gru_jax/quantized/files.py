@@ -82,7 +82,7 @@ def load(path: str | os.PathLike[str]) -> tuple[GRUConfig, dict[str, dict[str, j
 
 def _check_sizes(function: str, config: GRUConfig, found: GRUConfig) -> None:
     """Raises ValueError unless the sizes that the parameters show are those of the config."""
-    shown = ("batch_first", "dropout")
-    told = dataclasses.replace(config, **{name: getattr(found, name) for name in shown})
+    not_shown = ("batch_first", "dropout")
+    told = dataclasses.replace(config, **{name: getattr(found, name) for name in not_shown})
     if told != found:
         raise ValueError(f"{function}: expected the parameters of {config}, got those of {found}.")

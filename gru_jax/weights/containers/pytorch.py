@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gru_jax.weights.containers import torchscript, zips
+from gru_jax.weights.containers.signatures import LEGACY_TORCH
 from gru_jax.weights.found import Tensor, Tensors, require
 from gru_jax.weights.replacing import replacing
 
 _ZIP = b"PK\x03\x04"
-_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch.serialization.MAGIC_NUMBER, pickled
 _MOST_NAMES = 10_000_000  # characters in names plus entries of dicts and lists: a large checkpoint has a tenth of it
 
 
@@ -56,7 +56,7 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
         return _open_zip(path)
     if _is_tar(path):
         raise ValueError("a tar archive. If a PyTorch before 0.1.10 wrote it, save it again with one before 2.6.")
-    if _LEGACY not in start:
+    if LEGACY_TORCH not in start:
         raise ValueError(f"no PyTorch file: {'it is empty' if not start else 'neither a zip nor its pickle'}.")
     return Tensors("PyTorch, legacy pickle", _flatten(_load(path, mmap=False), _torch_members))
 

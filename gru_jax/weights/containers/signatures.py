@@ -13,7 +13,7 @@ FORMATS = (
     ".tar.gz or .zip around them"
 )
 # PyTorch's format before 1.6 begins with the opcode for the protocol, and then this number of 10 bytes, pickled.
-_OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ARCHIVES = ("zip", "tar", "tar.gz", "gz")
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 _UNPACK = "{} archive, which gru_jax does not unpack. Unpack it first."
@@ -107,7 +107,7 @@ def _by_magic(path: Path, head: bytes) -> str | None:
     if _is_tar(head):
         return "tar"
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 1:
-        if head[2:].startswith(_OLD_TORCH):
+        if head[2:].startswith(LEGACY_TORCH):
             return "torch"
         raise ValueError(_PICKLE)
     if head[4:9] == b"\0\0\0\0{":  # a length below 4 GiB, then JSON

@@ -28,6 +28,10 @@ class Graph:
     Attributes:
       model: the ModelProto.
       nodes: its nodes.
+      opset: the version of the standard's operators.
+      initializers: by name, the tensors that are stored in the model.
+      producers: by a tensor's name, the index of the node that computes it.
+      inputs: the names of the graph's inputs.
       fixed_shapes: by name, the shapes of the tensors whose sizes the graph gives as numbers.
       users: by a tensor's name, the index of each node that reads it; None for a node within a subgraph, and if the
         tensor is an output of the graph.

@@ -26,11 +26,11 @@ from gru_jax.weights.onnx.original import run_original
 _RECURRENT = {"GRU": "a GRU", "LSTM": "an LSTM", "RNN": "a plain RNN"}
 
 
-def open_onnx(path: str | os.PathLike[str]) -> Contents:
+def open_onnx(source: Any) -> Contents:
     """Finds every GRU in an ONNX model.
 
     Args:
-      path: the model. Weights kept in other files are read from its own folder only.
+      source: a path, or an onnx.ModelProto. Weights in other files are read from the folder of the path only.
 
     Returns:
       The GRUs by the name of their (first) node or, if it has none of its own, of that node's first output. If the
@@ -38,7 +38,7 @@ def open_onnx(path: str | os.PathLike[str]) -> Contents:
 
     Raises:
       ImportError: if onnx is not installed.
-      TypeError: if `path` is neither a path nor an onnx.ModelProto.
+      TypeError: if `source` is neither a path nor an onnx.ModelProto.
       OSError: if the file can't be read.
       ValueError: if it is no ONNX model.
 
@@ -52,7 +52,7 @@ def open_onnx(path: str | os.PathLike[str]) -> Contents:
       >>> [found.config == config for found in open_onnx(path).grus.values()]
       [True]
     """
-    model, folder = read_model(path)
+    model, folder = read_model(source)
     return _contents(Graph(model, folder))
 
 
@@ -122,11 +122,11 @@ def _contents(graph: Graph) -> Contents:
 def _names(graph: Graph) -> list[str]:
     """Returns a name for every node: its own or, if that is empty or another node has it, too, its first output's."""
     own = Counter(node.name for node in graph.nodes)
-    names = []
+    names: dict[str, None] = {}
     for index, node in enumerate(graph.nodes):
         name = node.name if node.name and own[node.name] == 1 else next(filter(None, node.output), f"node {index}")
-        names.append(name if name not in names else f"{name} (node {index})")
-    return names
+        names[name if name not in names else f"{name} (node {index})"] = None
+    return list(names)
 
 
 def _found(graph: Graph, layers: list[Layer], between: list[int], names: list[str]) -> Found:
