@@ -75,7 +75,7 @@ def test_convert_writes_what_verify_then_proves(form, model, tmp_path, capsys):
 
 def test_verify_prints_a_verdict_on_every_array_and_draws_the_error(model, tmp_path, capsys):
     plot, inputs = tmp_path / "error.png", tmp_path / "x.npy"
-    np.save(inputs, np.random.default_rng(0).standard_normal((20, 2, 3)))
+    np.save(inputs, np.random.default_rng(0).standard_normal((verify.STEPS, verify.BATCH, 3)))
     code, out, err = run(capsys, "verify", model, "--inputs", inputs, "--plot", plot)
     assert (code, err) == (0, "")
     for name in ("float32", "float64", "output", "h_n", "d_x", "d_h_0", "d_l1_reverse/kernel_hh", "PASS"):
@@ -114,13 +114,14 @@ def test_a_published_npz_is_read_under_the_names_it_is_given(capsys):
     assert run(capsys, "verify", path, "--map", *pairs)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_published_stack_is_proven(capsys):
     assert run(capsys, "verify", packaged_file("uzmorph-bigru", "uzmorph_bigru/data/morph_bigru.pth"))[0] == 0
 
 
 def test_of_several_grus_a_prefix_picks_one_and_its_absence_lists_them(tmp_path, capsys):
     torch.manual_seed(0)
-    net = torch.nn.ModuleDict({name: torch.nn.GRU(2, 3) for name in ("encoder", "decoder")})
+    net = torch.nn.ModuleDict({name: torch.nn.GRU(3, 4, 2, bidirectional=True) for name in ("encoder", "decoder")})
     path = tmp_path / "two.pt"
     torch.save(net.state_dict(), path)
     line = refused(capsys, "verify", path)

@@ -71,7 +71,7 @@ def test_the_default_initializers_are_pytorchs_and_others_reach_their_arrays():
 def test_dtype_sets_the_computation_and_param_dtype_the_parameters():
     module = GRU(5, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert {a.dtype for a in jax.tree.leaves(nnx.state(module))} == {jnp.dtype("float32")}
-    assert {a.dtype for a in module(X)} == {jnp.dtype("bfloat16")}
+    assert {a.dtype for a in nnx.eval_shape(lambda module: module(X), module)} == {jnp.dtype("bfloat16")}
     half = GRU(5, 4, param_dtype=jnp.float16, rngs=nnx.Rngs(0))
     assert {a.dtype for a in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float16")}
 
@@ -96,27 +96,26 @@ def test_dropout_of_one_layer_warns_and_does_nothing():
     close(module(X), gru(nnx.to_pure_dict(nnx.state(module, nnx.Param)), X))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_nnx_jit_grad_and_vmap_take_the_module(dropout):
     module = GRU(5, 4, num_layers=2, dropout=dropout, rngs=nnx.Rngs(0))
     module.eval()
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     loss = lambda module: jnp.sum(module(X)[0] ** 2)
-    expected = jax.grad(lambda params: jnp.sum(gru(params, X)[0] ** 2))(params)
+    expected = jax.jit(jax.grad(lambda params: jnp.sum(gru(params, X)[0] ** 2)))(params)
     close(nnx.jit(lambda module: module(X))(module), gru(params, X))
-    close(nnx.to_pure_dict(nnx.grad(loss)(module)), expected)
     close(nnx.to_pure_dict(nnx.jit(nnx.grad(loss))(module)), expected)
     rows = nnx.vmap(lambda module, x: module(x)[0], in_axes=(None, 1), out_axes=1)(module, X)
     close(rows, gru(params, X)[0])
 
 
 def test_nnx_vmap_makes_an_ensemble():
-    make = nnx.vmap(lambda key: GRU(5, 4, rngs=nnx.Rngs(key)))
+    make = nnx.jit(nnx.vmap(lambda key: GRU(5, 4, rngs=nnx.Rngs(key))))
     ensemble = make(jax.random.split(jax.random.key(0), 3))
     outputs = nnx.vmap(lambda module, x: module(x)[0], in_axes=(0, None))(ensemble, X)
     params = nnx.to_pure_dict(nnx.state(ensemble, nnx.Param))
     for i in range(3):
-        close(outputs[i], gru(jax.tree.map(lambda a: a[i], params), X)[0])  # noqa: B023
+        close(outputs[i], gru(jax.tree.map(lambda a: np.asarray(a)[i], params), X)[0])  # noqa: B023
 
 
 def test_split_and_merge_are_the_functional_form():
@@ -128,10 +127,10 @@ def test_split_and_merge_are_the_functional_form():
 
 def test_a_module_closed_over_by_grad_works():
     """Flax's own RNN raises TraceContextError here: it draws a random number for a carry of zeros."""
-    module = GRU(5, 4, num_layers=2, rngs=nnx.Rngs(0))
-    ours = jax.grad(lambda x: jnp.sum(module(x)[0] ** 2))(X)
+    module = GRU(5, 4, rngs=nnx.Rngs(0))
+    ours = jax.jit(jax.grad(lambda x: jnp.sum(module(x)[0] ** 2)))(X)
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-    close(ours, jax.grad(lambda x: jnp.sum(gru(params, x)[0] ** 2))(X))
+    close(ours, jax.jit(jax.grad(lambda x: jnp.sum(gru(params, x)[0] ** 2)))(X))
     stock = nnx.RNN(nnx.GRUCell(5, 4, rngs=nnx.Rngs(0)))
     with pytest.raises(flax.errors.TraceContextError):
         jax.grad(lambda x: jnp.sum(stock(x) ** 2))(X)
@@ -140,7 +139,7 @@ def test_a_module_closed_over_by_grad_works():
 def test_a_training_module_with_dropout_closed_over_by_grad_takes_rngs_in_the_call():
     module = GRU(5, 4, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0))
     loss = lambda x: jnp.sum(module(x, rngs=nnx.Rngs(7))[0] ** 2)
-    assert jnp.isfinite(jax.grad(loss)(X)).all()
+    assert np.isfinite(jax.jit(jax.grad(loss))(X)).all()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -166,7 +165,8 @@ def test_two_cells_inside_flaxs_bidirectional_are_a_bidirectional_torch_gru():
 
 def test_the_cell_keeps_the_dtype_of_its_carry_and_draws_nothing():
     for options in ({"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}):
-        nnx.RNN(GRUCell(5, 4, **options, rngs=nnx.Rngs(0)))(X)
+        rnn = nnx.RNN(GRUCell(5, 4, **options, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda rnn: rnn(X), rnn)  # where a scan's carry changes its dtype, JAX raises
     cell = GRUCell(5, 4, rngs=nnx.Rngs(0))
     chex.assert_trees_all_equal(cell.initialize_carry((3, 5)), jnp.zeros((3, 4)))
     normal = jax.nn.initializers.normal()
@@ -208,7 +208,7 @@ def test_parameters_that_the_module_does_not_declare_are_refused_not_dropped():
 
 
 def test_one_step_of_adam_lowers_the_loss():
-    module = GRU(5, 4, num_layers=2, bidirectional=True, dropout=0.1, rngs=nnx.Rngs(0))
+    module = GRU(5, 4, num_layers=2, dropout=0.1, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(module, optax.adam(1e-2), wrt=nnx.Param)
     loss = lambda module: jnp.mean((module(X)[0] - 0.3) ** 2)
 

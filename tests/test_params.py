@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import random_params
 
 from gru_jax import GRUConfig, infer_config, init_params
 from gru_jax.params import check_cell
@@ -27,13 +28,13 @@ def test_config_has_the_arguments_of_torch_gru_in_the_same_order_with_the_same_d
 @pytest.mark.parametrize("num_layers", [1, 3, 11])
 def test_infer_config_reads_back_what_init_params_drew(num_layers, bidirectional, bias):
     config = GRUConfig(5, 4, num_layers, bias, bidirectional=bidirectional)
-    params = init_params(jax.random.key(0), config)
-    assert infer_config(params) == config
-    assert infer_config(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)) == config
+    assert infer_config(jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))) == config
 
 
 def test_init_params_draws_pytorchs_uniform_distribution_with_a_key_of_its_own_for_each_array():
-    params = init_params(jax.random.key(0), GRUConfig(30, 25, num_layers=2, bidirectional=True))
+    config = GRUConfig(30, 25, num_layers=2, bidirectional=True)
+    params = init_params(jax.random.key(0), config)
+    assert infer_config(params) == config
     arrays = [np.asarray(a).ravel() for a in jax.tree.leaves(params)]
     for array in arrays:
         assert np.abs(array).max() <= 0.2  # 1 / sqrt(25)
@@ -43,9 +44,8 @@ def test_init_params_draws_pytorchs_uniform_distribution_with_a_key_of_its_own_f
 
 
 def test_init_params_takes_a_dtype():
-    assert {a.dtype for a in jax.tree.leaves(init_params(jax.random.key(0), GRUConfig(2, 3), jnp.bfloat16))} == {
-        jnp.dtype(jnp.bfloat16)
-    }
+    drawn = jax.eval_shape(lambda key: init_params(key, GRUConfig(2, 3), jnp.bfloat16), jax.random.key(0))
+    assert {a.dtype for a in jax.tree.leaves(drawn)} == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_config_warns_of_dropout_with_one_layer_as_pytorch_does():
 
 
 def broken(change):
-    params = init_params(jax.random.key(0), GRUConfig(5, 4, num_layers=3, bidirectional=True))
+    params = random_params(GRUConfig(5, 4, num_layers=3, bidirectional=True))
     change(params)
     return params
 
@@ -110,7 +110,7 @@ def test_infer_config_lists_everything_that_is_wrong_in_one_message(change, mess
 
 
 def test_infer_config_refuses_what_is_no_float():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     with pytest.raises(TypeError, match="expected l0/kernel_ih to be a floating array, got int32"):
         infer_config({"l0": dict(params["l0"], kernel_ih=jnp.ones((5, 12), int))})
     with pytest.raises(TypeError, match="expected l0/kernel_ih to be a floating array, got list"):
@@ -118,7 +118,7 @@ def test_infer_config_refuses_what_is_no_float():
 
 
 def test_check_cell_lists_everything_that_is_wrong():
-    cell = dict(init_params(jax.random.key(0), GRUConfig(5, 4))["l0"])
+    cell = dict(random_params(GRUConfig(5, 4))["l0"])
     assert check_cell("f", cell) == (5, 4)
     cell.pop("bias_hh")
     cell["kernel_ih"] = jnp.ones((5, 13))

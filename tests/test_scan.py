@@ -44,10 +44,12 @@ def in_pieces(module, x, h_0, lengths, resets):
 @pytest.mark.parametrize(
     ("size", "layers", "bidirectional", "options"),
     [
-        ((9, 4, 5, 6), 1, False, {}),
         ((9, 4, 5, 6), 2, True, {}),
-        ((9, 64, 5, 6), 2, True, {}),  # the gradient computes each step's gates again
-        ((9, 12, 5, 6), 1, True, {"remat": 2}),
+        ((9, 64, 5, 6), 1, False, {}),  # the gradient computes each step's gates again
+        ((9, 12, 5, 6), 1, False, {"remat": 2}),
+        pytest.param((9, 4, 5, 6), 1, False, {}, marks=pytest.mark.slow),
+        pytest.param((9, 64, 5, 6), 2, True, {}, marks=pytest.mark.slow),
+        pytest.param((9, 12, 5, 6), 2, True, {"remat": 2}, marks=pytest.mark.slow),
         pytest.param((9, 64, 5, 6), 1, True, {"remat": True}, marks=pytest.mark.slow),
     ],
 )

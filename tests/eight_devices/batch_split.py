@@ -43,15 +43,22 @@ def with_batch_split(mesh, params, x, lengths, h_0):
 
 
 @pytest.mark.parametrize(
-    ("size", "deep"), [(size, False) for size in SIZES] + [(size, True) for size in ("stored", "recomputed")]
+    ("size", "deep", "kind"),
+    [
+        *((size, False, AxisType.Auto) for size in SIZES),
+        *((size, True, AxisType.Auto) for size in ("stored", "recomputed")),
+        ("short", False, AxisType.Explicit),
+        ("stored", True, AxisType.Explicit),
+    ],
 )
-def test_a_forward_exchanges_nothing(size, deep):
+def test_a_forward_exchanges_nothing_and_its_results_stay_split(size, deep, kind):
     args = inputs(SIZES[size], deep)
-    split = with_batch_split(mesh_of(data=8), *args)
+    split = with_batch_split(mesh_of(kind, data=8), *args)
     run = compiled(forward, *split)
     assert collectives(run) == []
     output, h_n = run(*split)
-    assert output.sharding.spec == h_n.sharding.spec == OVER_BATCH
+    for array in (output, h_n):
+        assert array.sharding.is_equivalent_to(jax.NamedSharding(array.sharding.mesh, OVER_BATCH), array.ndim)
     close((output, h_n), jax.jit(forward)(*args))
 
 
@@ -64,6 +71,7 @@ def test_a_forward_with_its_time_split_does_not_pass_for_one_that_exchanges_noth
     ("size", "deep", "kind"),
     [
         ("short", False, AxisType.Auto),
+        ("short", False, AxisType.Explicit),
         ("short", True, AxisType.Explicit),
         ("stored, many rows", False, AxisType.Auto),
         ("hoisted", False, AxisType.Explicit),

@@ -88,11 +88,29 @@ def differing(mine, theirs):
     return sum(int((~((a == b) | (np.isnan(a) & np.isnan(b)))).sum()) for a, b in pairs)
 
 
+QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@QUICK
 @given(data=st.data())
 def test_one_changed_byte_is_refused_or_changes_one_number_at_most(name, data, tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp()
+    check_one_changed_byte(name, data, tmp_path_factory.getbasetemp())
+
+
+# One byte can hide entries of a zip's directory. For .npz they are arrays, see containers/test_npz.py.
+HIDDEN = pytest.mark.xfail(reason="open_npz does not notice that its directory lost entries", strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[HIDDEN] * (name == "npz.npz")) for name in WRITERS])
+@settings(QUICK, max_examples=1000)
+@given(data=st.data())
+def test_one_changed_byte_at_many_more_places_is_refused_or_changes_one_number_at_most(name, data, tmp_path_factory):
+    check_one_changed_byte(name, data, tmp_path_factory.getbasetemp())
+
+
+def check_one_changed_byte(name, data, folder):
     whole, expected = original(name, folder)
     assert expected
     at = data.draw(st.integers(0, len(whole) - 1), label="at")

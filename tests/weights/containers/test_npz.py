@@ -65,8 +65,8 @@ def test_a_version_of_npy_that_is_not_known_is_refused_for_its_array_alone(tmp_p
 def test_a_header_that_claims_another_size_is_refused(tmp_path):
     for old, new in ((b"(3,)", b"(9,)"), (b"(3,)", b"(1,)"), (b"(3,), ", b"(-3,),"), (b"(3,), }", b"(9**9**9,)}")):
         data = npy(np.ones(3)).replace(old, new)
-        with pytest.raises(ValueError, match=r"a.npz"):
-            open_checkpoint(npz(tmp_path / "a.npz", a=data))
+        with pytest.raises(ValueError, match=r"^damaged: a\.npy says|^a\.npy is damaged, no valid \.npy file"):
+            open_npz(npz(tmp_path / "a.npz", a=data))
     data = npy(np.ones((2, 3))).replace(b"(2, 3), ", b"(-2,-3),")
     with pytest.raises(ValueError, match=r"damaged: a.npy says float64 \[-2, -3\] and has 48 bytes"):
         open_npz(npz(tmp_path / "a.npz", a=data))
@@ -84,6 +84,18 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes().replace(b"b.npy", b"a.npy"))
     with pytest.raises(ValueError, match="two of its arrays have the same name"):
         open_checkpoint(tmp_path / "a.npz")
+
+
+@pytest.mark.xfail(reason="open_npz does not notice that its directory lost entries", strict=True)
+@pytest.mark.parametrize("field", [28, 32], ids=["name", "comment"])
+def test_a_directory_one_of_whose_lengths_swallows_the_entries_after_it_is_refused(tmp_path, field):
+    """Without its last arrays a GRU is another GRU, of fewer layers or without biases."""
+    npz(tmp_path / "a.npz", **{name: npy(np.ones(3)) for name in "abc"})
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[data.index(b"PK\x01\x02") + field + 1] = 2  # 512 bytes more, which reach beyond the directory
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        open_npz(tmp_path / "a.npz")
 
 
 def test_an_array_damaged_inside_is_refused_when_it_is_read(tmp_path):

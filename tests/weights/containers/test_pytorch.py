@@ -1,6 +1,7 @@
 """PyTorch's files, written by PyTorch itself, by an attacker, and by accident."""
 
 import collections
+import functools
 import io
 import os
 import pickle
@@ -214,10 +215,17 @@ class Attack:
         return os.system, (f"touch {self.path}",)
 
 
+@functools.cache
+def scripted():
+    """The bytes of an honest TorchScript archive."""
+    data = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.GRU(5, 4)), data)
+    return data.getvalue()
+
+
 def attacked_script(tmp_path, attack):
     """A TorchScript archive whose pickle is somebody else's."""
-    path = script(tmp_path, torch.jit.script(torch.nn.GRU(5, 4)))
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "attack.pt", "w") as changed:
+    with zipfile.ZipFile(io.BytesIO(scripted())) as archive, zipfile.ZipFile(tmp_path / "attack.pt", "w") as changed:
         for name in archive.namelist():
             changed.writestr(name, attack if name.endswith("/data.pkl") else archive.read(name))
     return tmp_path / "attack.pt"
@@ -310,7 +318,7 @@ def test_a_torchscript_tensor_beyond_its_storage_is_refused(tmp_path):
 
     def size(path):
         with zipfile.ZipFile(path) as archive:
-            return archive.getinfo("script/data/0").file_size // 4
+            return archive.getinfo(next(name for name in archive.namelist() if name.endswith("/data/0"))).file_size // 4
 
     numel = size(with_shape((1,), (1,)))
     assert open_torch(with_shape((2, 3), (3, 1), numel)).by_name["a"].read().shape == (2, 3)
@@ -372,6 +380,7 @@ def test_a_file_with_any_bytes_changed_gives_an_error_or_arrays_of_the_declared_
             assert kind == "PyTorch, legacy pickle" or array.tobytes() in before.values(), "no CRC caught it"
 
 
+@pytest.mark.slow
 def test_inspecting_a_large_file_reads_its_pickle_alone(tmp_path):
     state_dict = torch.nn.GRU(5, 4).state_dict() | {"embed": torch.zeros(25_000_000)}
     path = written(tmp_path, state_dict)

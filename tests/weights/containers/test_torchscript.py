@@ -1,4 +1,4 @@
-"""The reader of TorchScript's pickle, beside pickle itself. Whole archives are in test_torch_files.py."""
+"""The reader of TorchScript's pickle, beside pickle itself. Whole archives are in test_pytorch.py."""
 
 import collections
 import pickle

@@ -21,12 +21,17 @@ def arrays_of(cell):
     return {name: getattr(cell, name) for name in ARRAYS if getattr(cell, name) is not None}
 
 
+def abstract(kind, *arguments):
+    """A cell without numbers: drawing them would compile a program for each shape."""
+    return equinox.filter_eval_shape(kind, *arguments, key=jax.random.key(0))
+
+
 def tree_of(dtype="float32", bias=True):
-    return cast(random_like(arrays_of(equinox.nn.GRUCell(I, H, bias, key=jax.random.key(0)))), dtype)
+    return cast(random_like(arrays_of(abstract(equinox.nn.GRUCell, I, H, bias))), dtype)
 
 
 def live(tree):
-    cell = equinox.nn.GRUCell(I, H, "bias" in tree, key=jax.random.key(0))
+    cell = abstract(equinox.nn.GRUCell, I, H, "bias" in tree)
     return equinox.tree_at(lambda cell: [getattr(cell, name) for name in tree], cell, list(tree.values()))
 
 
@@ -94,8 +99,8 @@ def test_pytorch_names_are_left_alone():
 @both_biases
 @pytest.mark.parametrize("input_size", [I, H, 3 * H])
 def test_an_lstm_is_refused_by_name(input_size, bias):
-    cell = equinox.nn.LSTMCell(input_size, H, bias, key=jax.random.key(0))
-    tree = {name: getattr(cell, name) for name in ARRAYS[:3] if getattr(cell, name) is not None}
+    cell = abstract(equinox.nn.LSTMCell, input_size, H, bias)
+    tree = random_like({name: getattr(cell, name) for name in ARRAYS[:3] if getattr(cell, name) is not None})
     with pytest.raises(ValueError, match="from_equinox: expected the arrays of an equinox.nn.GRUCell, got an LSTM"):
         from_equinox(tree)
     with pytest.raises(TypeError, match="expected an equinox.nn.GRUCell or a dict .*got equinox.nn._rnn.LSTMCell"):
@@ -129,7 +134,7 @@ def test_a_cell_that_does_not_fit_exactly_is_refused_in_one_line(name, array, re
 
 
 def test_what_is_no_cell_is_refused():
-    for wrong in (3, None, [1], equinox.nn.Linear(3, 4, key=jax.random.key(0))):
+    for wrong in (3, None, [1], abstract(equinox.nn.Linear, 3, 4)):
         with pytest.raises(
             TypeError, match="from_equinox: expected an equinox.nn.GRUCell or a dict of its arrays, got"
         ):

@@ -16,7 +16,6 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 from keras.layers import GRU, Bidirectional, Input
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SUFFIXES = [".keras", ".h5"]
 
 

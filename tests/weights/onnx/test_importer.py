@@ -1,7 +1,7 @@
-"""from_onnx, open_onnx and to_onnx against onnxruntime, onnx's reference implementation and PyTorch's exporter."""
+"""from_onnx and open_onnx against onnxruntime, onnx's reference implementation and PyTorch's exporter."""
 
 import io
-import subprocess
+import itertools
 import sys
 import warnings
 
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import random_params
 from onnx import TensorProto, helper
 from onnx_models import (
     BATCH,
@@ -33,17 +34,20 @@ from onnx_models import (
 )
 from published import packaged_file
 
-from gru_jax import GRUConfig, from_torch, infer_config, init_params
+from gru_jax import GRUConfig, from_torch, infer_config
 from gru_jax.verify import FLOAT64_BOUND, distance
 from gru_jax.weights.onnx.exporter import to_onnx
 from gru_jax.weights.onnx.importer import from_onnx, open_onnx
 
 
-@pytest.mark.parametrize("bias", FLAGS)
-@pytest.mark.parametrize("form", [0, 1])
-@pytest.mark.parametrize("layout", [0, 1])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_node_computes_what_onnxruntime_and_the_reference_do(tmp_path, direction, layout, form, bias):
+@pytest.mark.parametrize(
+    ("direction", "form", "layout", "bias"),
+    [
+        *itertools.product(DIRECTIONS, (0, 1), (0, 1), [True]),
+        *itertools.product(["bidirectional"], (0, 1), (0, 1), [False]),
+    ],
+)
+def test_a_node_computes_what_onnxruntime_and_the_reference_do(tmp_path, direction, form, layout, bias):
     options = {} if bias else {"weights": ("W", "R", "")}
     directions = 2 if direction == "bidirectional" else 1
     node = gru_node(direction=direction, linear_before_reset=form, layout=layout, **options)
@@ -140,13 +144,6 @@ def test_dtypes_are_kept_and_original_widens_them(tmp_path, dtype, x64):
     assert_within(run_ours(found.config, wide, x, h_0), original, truth)
 
 
-def test_float64_becomes_float32_with_a_warning():
-    model = graph_model([gru_node(h_0="")], gru_weights(dtype=np.float64), inputs=("x",))
-    with pytest.warns(UserWarning, match="ONNX: l0/kernel_ih is float64 and becomes float32"):
-        _, params = from_onnx(model)
-    assert params["l0"]["kernel_hh"].dtype == jnp.float32
-
-
 def test_sequence_lens_are_seq_lengths():
     node = gru_node(direction="bidirectional", lengths="lengths", h_0="")
     model = graph_model([node], gru_weights(2), inputs=("x",))
@@ -204,14 +201,16 @@ def test_gru_within_a_function_is_refused(tmp_path):
     ]
 
 
-def test_names_pick_one_of_several_and_are_unique():
+def test_names_pick_one_of_several_and_are_unique(tmp_path):
     nodes = [gru_node(name, y=y, h_0="") for name, y in (("same", "y1"), ("same", "y2"), ("", "y3"), ("own", "y4"))]
     model = graph_model(nodes, gru_weights(), inputs=("x",), outputs=("y1", "y2", "y3", "y4"))
     assert from_onnx(model, "y3")[0] == from_onnx(model, "own")[0] == GRUConfig(FEATURES, HIDDEN)
-    with pytest.raises(ValueError, match="it holds 4 GRUs: name one, 'y1', 'y2', 'y3', 'own'"):
-        from_onnx(model)
-    with pytest.raises(ValueError, match="no GRU named 'onw'. The nearest: 'own'"):
-        from_onnx(model, "onw")
+    onnx.save(model, tmp_path / "model.onnx")
+    for source, name in ((model, "from_onnx"), (tmp_path / "model.onnx", f"from_onnx: {tmp_path / 'model.onnx'}")):
+        with pytest.raises(ValueError, match=f"^{name}: it holds 4 GRUs: name one, 'y1', 'y2', 'y3', 'own'.$"):
+            from_onnx(source)
+        with pytest.raises(ValueError, match=f"^{name}: no GRU named 'onw'. The nearest: 'own'.$"):
+            from_onnx(source, "onw")
 
 
 def test_a_refused_gru_is_named_with_its_reason():
@@ -219,16 +218,17 @@ def test_a_refused_gru_is_named_with_its_reason():
         from_onnx(one_gru(clip=3.0))
 
 
-def test_a_missing_onnx_names_the_extra():
-    code = "import sys; sys.modules['onnx'] = None; from gru_jax.weights.onnx import from_onnx; from_onnx('x.onnx')"
-    stderr = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-    assert "needs onnx, which is not installed: pip install 'gru_jax[onnx]'" in stderr
+def test_a_missing_onnx_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
+    for read in (from_onnx, open_onnx):
+        with pytest.raises(ImportError, match=r"needs onnx, which is not installed: pip install 'gru_jax\[onnx\]'"):
+            read("x.onnx")
 
 
 def test_mutated_bytes_give_an_error_or_a_gru(tmp_path):
     """Errors other than those promised, and anything that hangs, fail it."""
     config = GRUConfig(2, 3, num_layers=2, bidirectional=True)
-    valid = to_onnx(config, init_params(jax.random.key(0), config)).SerializeToString()
+    valid = to_onnx(config, random_params(config)).SerializeToString()
     rng = np.random.default_rng(0)
     path, errors = tmp_path / "model.onnx", 0
     for _ in range(200):

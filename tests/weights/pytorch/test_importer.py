@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import random_params
 
-from gru_jax import GRUConfig, find_grus, from_torch, gru, init_params, to_torch
+from gru_jax import GRUConfig, find_grus, from_torch, gru, to_torch
 from gru_jax.params import infer_config
 from gru_jax.weights.found import Tensor
 from gru_jax.weights.pytorch.importer import find
@@ -116,16 +117,6 @@ def test_half_precision_keeps_its_dtype_and_every_bit(dtype):
     fresh.load_state_dict({name: torch.from_numpy(array) for name, array in to_torch(params).items()}, strict=True)
     for name, tensor in module.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor)
-
-
-def test_float64_is_kept_with_x64_and_rounded_with_a_warning_without(x64):
-    module = torch.nn.GRU(5, 4).double()
-    _, params = from_torch(module)
-    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float64")}
-    jax.config.update("jax_enable_x64", False)
-    with pytest.warns(UserWarning, match="l0/kernel_ih is float64 and becomes float32"):
-        _, params = from_torch(module)
-    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_tensors_that_need_grad_or_are_not_contiguous_are_read_and_left_alone():
@@ -307,7 +298,7 @@ def test_common_mistakes_are_answered_with_what_to_do():
 
 
 def test_to_torch_refuses_what_does_not_hold_together():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     with pytest.raises(ValueError, match=r"(?s)to_torch: .*missing: l0/bias_hh"):
         to_torch({"l0": {key: a for key, a in params["l0"].items() if key != "bias_hh"}})
     with pytest.raises(ValueError, match=r"(?s)to_torch: .*missing: bias_hh"):
@@ -317,7 +308,7 @@ def test_to_torch_refuses_what_does_not_hold_together():
 
 
 def test_exported_arrays_are_writable_contiguous_and_no_view_of_the_parameters():
-    params = init_params(jax.random.key(0), GRUConfig(5, 4))
+    params = random_params(GRUConfig(5, 4))
     before = jax.tree.map(np.array, params)
     for array in to_torch(params).values():
         assert array.flags.c_contiguous

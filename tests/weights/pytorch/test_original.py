@@ -4,19 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from stock_cells import run_ours
+from stock_cells import H, I, inputs, run_ours
 
 from gru_jax.verify import judge
 from gru_jax.weights.containers.pytorch import open_torch
 from gru_jax.weights.pytorch import importer as pytorch
-
-L, N, INPUT, H = 7, 3, 5, 4
-
-
-def cotangents(layers, directions, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = layers * directions
-    return [rng.standard_normal(shape) for shape in ((L, N, INPUT), (rows, N, H), (L, N, directions * H), (rows, N, H))]
 
 
 def found_in(tmp_path, module):
@@ -53,11 +45,11 @@ def theirs(name):
 
 
 MODULES = {
-    "one": lambda: torch.nn.GRU(INPUT, H),
-    "deep": lambda: torch.nn.GRU(INPUT, H, 2, bidirectional=True),
-    "no bias": lambda: torch.nn.GRU(INPUT, H, 2, bias=False),
-    "cell": lambda: torch.nn.GRUCell(INPUT, H),
-    "cell without bias": lambda: torch.nn.GRUCell(INPUT, H, bias=False),
+    "one": lambda: torch.nn.GRU(I, H),
+    "deep": lambda: torch.nn.GRU(I, H, 2, bidirectional=True),
+    "no bias": lambda: torch.nn.GRU(I, H, 2, bias=False),
+    "cell": lambda: torch.nn.GRUCell(I, H),
+    "cell without bias": lambda: torch.nn.GRUCell(I, H, bias=False),
 }
 
 
@@ -67,13 +59,13 @@ def test_the_original_and_gru_both_give_what_the_module_that_wrote_the_file_give
     module = MODULES[kind]().to(getattr(torch, dtype))
     found = found_in(tmp_path, module)
     config = found.config
-    inputs = cotangents(config.num_layers, config.num_directions)
-    own = live(module, dtype, *inputs)
+    given = inputs(config).values()
+    own = live(module, dtype, *given)
     module.zero_grad()
-    reference = live(module, "float64", *inputs)
+    reference = live(module, "float64", *given)
     is_cell = isinstance(module, torch.nn.GRUCell)
 
-    original = found.original(dtype, *inputs)
+    original = found.original(dtype, *given)
     names = {name: theirs(name).removesuffix("_l0") if is_cell else theirs(name) for name in original}
     assert set(names.values()) == own.keys()
     for name, array in original.items():
@@ -81,7 +73,7 @@ def test_the_original_and_gru_both_give_what_the_module_that_wrote_the_file_give
         assert array.dtype == dtype
         np.testing.assert_array_equal(array, expected.T if "kernel" in name else expected, err_msg=name)
 
-    ours = run_ours(config, found.read(), *(jnp.asarray(a, dtype) for a in inputs))
+    ours = run_ours(config, found.read(), *(jnp.asarray(a, dtype) for a in given))
     assert ours.keys() == original.keys()
     for name, array in ours.items():
         expected = reference[names[name]]
@@ -91,14 +83,14 @@ def test_the_original_and_gru_both_give_what_the_module_that_wrote_the_file_give
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_are_widened_to_run(dtype, tmp_path):
-    module = torch.nn.GRU(INPUT, H).to(dtype)
-    inputs = cotangents(1, 1)
-    original = found_in(tmp_path, module).original("float64", *inputs)
-    np.testing.assert_array_equal(original["output"], live(module, "float64", *inputs)["output"])
+    module = torch.nn.GRU(I, H).to(dtype)
+    given = inputs().values()
+    original = found_in(tmp_path, module).original("float64", *given)
+    np.testing.assert_array_equal(original["output"], live(module, "float64", *given)["output"])
 
 
 def test_running_the_original_draws_no_random_number(tmp_path):
-    found = found_in(tmp_path, torch.nn.GRU(INPUT, H))
+    found = found_in(tmp_path, torch.nn.GRU(I, H))
     before = torch.get_rng_state()
-    found.original("float32", *cotangents(1, 1))
+    found.original("float32", *inputs().values())
     assert torch.equal(torch.get_rng_state(), before)
