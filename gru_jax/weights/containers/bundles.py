@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from gru_jax.weights.containers.zips import refuse_bomb
+from gru_jax.weights.containers.zips import listed_entries, refuse_bomb
 
 LIMIT = 10**9  # bytes that any bundle may unpack to; more are allowed up to a hundred times its own size
 _ERRORS = (
@@ -55,7 +55,7 @@ def _members(path: Path, kind: str) -> Iterator[tuple[str, int, IO[bytes] | None
     """Yields each member's name, the size that it claims, and a stream of its bytes (None if it is no regular file)."""
     if kind == "zip":
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
+            for info in listed_entries(archive):
                 regular = not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
                 yield _shown(info.filename), info.file_size, archive.open(info) if regular else None
     elif kind == "gz":

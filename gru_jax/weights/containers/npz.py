@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from gru_jax.weights.containers.zips import refuse_bomb
+from gru_jax.weights.containers.zips import listed_entries, refuse_bomb
 from gru_jax.weights.found import Tensor, Tensors
 
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -26,7 +26,7 @@ def open_npz(path: Path) -> Tensors:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            members = [info for info in listed_entries(archive) if info.filename.endswith(".npy")]
             refuse_bomb(sum(info.file_size for info in members), sum(info.compress_size for info in members))
             tensors = {info.filename.removesuffix(".npy"): _npy(path, archive, info) for info in members}
     except _ZIP_ERRORS as error:

@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 
 BOMB_RATIO, BOMB_BYTES = 100, 100_000_000
+_LONGEST_END = 22 + 2**16  # bytes of the record at the end of a zip, with a comment
+_IN_ZIP64 = 2**16 - 1  # the number of entries in that record where the record of ZIP64 has it
 
 
 def refuse_bomb(claimed: int, held: int, *, what: str = "the file", limit: int = BOMB_BYTES) -> None:
@@ -20,11 +22,27 @@ def refuse_bomb(claimed: int, held: int, *, what: str = "the file", limit: int =
         )
 
 
+def listed_entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Returns the entries in a zip's directory, as many as its end says that there are.
+
+    zipfile does not compare the two: one damaged length in the directory hides all entries after it.
+    """
+    infos, file = archive.infolist(), archive.fp
+    if file is None:
+        raise ValueError("the zip is closed.")
+    file.seek(max(0, file.seek(0, 2) - _LONGEST_END))
+    end = file.read()
+    count = int.from_bytes(end[end.rfind(b"PK\x05\x06") :][10:12], "little")
+    if count not in (len(infos), _IN_ZIP64):
+        raise ValueError(f"damaged zip: its directory lists {len(infos)} entries, where its end says {count}.")
+    return infos
+
+
 def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
     """Returns a zip's entries, after checking their claims against the size of the file and against one another."""
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
+            infos = listed_entries(archive)
     except Exception as error:
         raise ValueError(f"damaged zip: {type(error).__name__}: {error}") from error
     end = path.stat().st_size
