@@ -193,7 +193,9 @@ def test_torchscript_is_read_in_every_dtype_and_from_views(dtype, tmp_path):
     assert_same({name: tensors[name] for name in state_dict}, state_dict)
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated:DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning"
+)
 def test_quantized_models_are_refused_as_such(tmp_path):
     quantize = torch.ao.quantization.quantize_dynamic
     model = quantize(Model(), {torch.nn.GRU, torch.nn.GRUCell}, torch.qint8)
